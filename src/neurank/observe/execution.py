@@ -1,0 +1,66 @@
+"""Running a traced forward pass, or a part of it, on the live weights of the model."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from neurank.units.graph import Graph, Operation, Ref, Weight, map_leaves, reads_only_shape
+
+
+@dataclass(frozen=True)
+class Runner:
+    """The graph of a model and the tensors it computes with.
+
+    Attributes
+    ----------
+    graph : the traced forward pass.
+    tensors : parameters, buffers and constants by dotted name, detached from the model's gradients.
+    """
+
+    graph: Graph
+    tensors: Mapping[str, Tensor]
+
+    def run(
+        self, operations: Iterable[Operation], known: Mapping[str, Any], batch: int
+    ) -> dict[str, Any]:
+        """Run the operations in order and return every known and computed result.
+
+        `batch` is the number of rows that the operations see, wherever they ask for it: a suffix
+        runs on more rows (coalitions) than its prefix did (examples).
+        """
+        results = dict(known)
+
+        def resolve(leaf: Any) -> Any:
+            if isinstance(leaf, Ref):
+                return results[leaf.name]
+            if isinstance(leaf, Weight):
+                return self.tensors[leaf.name]
+            return leaf
+
+        for operation in operations:
+            if reads_only_shape(operation):  # the batch is all that varies in size
+                results[operation.name] = batch
+                continue
+            arguments = map_leaves(resolve, operation.args)
+            keywords = map_leaves(resolve, operation.kwargs)
+            results[operation.name] = operation.target(*arguments, **keywords)
+        return results
+
+    def forward(self, inputs: Tensor, *names: str) -> tuple[Tensor, ...]:
+        """Compute the named results (the logits if none is named) for a batch of inputs."""
+        names = names or (self.graph.output,)
+        needed = self.graph.needed_for(names)
+        results = self.run(needed, {self.graph.input: inputs}, len(inputs))
+        return tuple(results[name] for name in names)
+
+
+def runner(graph: Graph, model: nn.Module, device: torch.device) -> Runner:
+    """Pair a graph with the model's tensors, on `device`; the model itself is not moved."""
+    named = dict(model.named_parameters(remove_duplicate=False))
+    named |= dict(model.named_buffers(remove_duplicate=False))
+    tensors = {name: tensor.detach().to(device) for name, tensor in named.items()}
+    constants = {name: tensor.detach().to(device) for name, tensor in graph.constants.items()}
+    return Runner(graph, {**constants, **tensors})
