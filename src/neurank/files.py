@@ -150,7 +150,7 @@ def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
         tensor = _dense_copy(name, tensors[name])
         # dtype and shape fix how many bytes follow, so no two contents run together alike
         digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode() + b"\n")
-        digest.update(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
