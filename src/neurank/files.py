@@ -90,6 +90,7 @@ def write_tensors(
             f"{target} could not be written ({error.strerror or error}); a file that was there "
             "before is untouched. Free some space or choose another folder, then save again"
         ) from error
+    _sync_folder(target)
 
 
 def read_tensors(
@@ -261,21 +262,25 @@ def _replace(target: Path, blob: bytes) -> None:
     except BaseException:  # Ctrl-C included: no draft stays behind
         draft.unlink(missing_ok=True)
         raise
-    _sync_folder(target.parent)
 
 
-def _sync_folder(folder: Path) -> None:
-    """Make a rename in `folder` survive a power cut, where the system can promise that."""
+def _sync_folder(target: Path) -> None:
+    """Make the renaming to `target` survive a power cut, where the system can promise that."""
     if os.name == "nt":  # pragma: no cover - Windows opens no folders
         return
-    handle = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(handle)
+        handle = os.open(target.parent, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
-            raise
-    finally:
-        os.close(handle)
+        # some file systems sync no folders, and a folder may be writable but not readable
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EACCES):
+            raise FileError(
+                f"{target} was written, but its folder could not be synced ({error.strerror}), so "
+                "a power cut may still undo it; check the disk and save again"
+            ) from error
 
 
 def _bytes_and_header(source: Path) -> tuple[bytes, bytes]:
