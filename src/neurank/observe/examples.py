@@ -126,7 +126,7 @@ def _digest(inputs: Tensor, targets: Tensor) -> str:
     digest = hashlib.blake2b(f"{inputs.dtype}{tuple(inputs.shape)}".encode(), digest_size=16)
     for tensor in (inputs, targets):
         flat = tensor.detach().contiguous().cpu().reshape(-1)
-        digest.update(memoryview(flat.view(torch.uint8).numpy()))
+        digest.update(flat.view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 

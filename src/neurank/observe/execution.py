@@ -2,12 +2,14 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from neurank.units.graph import Graph, Operation, Ref, Weight, map_leaves, reads_only_shape
+from neurank.units.space import CONVOLUTIONS
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,10 @@ class Runner:
             results[operation.name] = operation.target(*arguments, **keywords)
         return results
 
+    def multiply_adds(self, operations: Iterable[Operation]) -> int:
+        """Count the multiply-adds of convolutions and linear layers, per example."""
+        return sum(_multiply_adds(operation, self) for operation in operations)
+
     def forward(self, inputs: Tensor, *names: str) -> tuple[Tensor, ...]:
         """Compute the named results (the logits if none is named) for a batch of inputs."""
         names = names or (self.graph.output,)
@@ -59,8 +65,29 @@ class Runner:
 
 def runner(graph: Graph, model: nn.Module, device: torch.device) -> Runner:
     """Pair a graph with the model's tensors, on `device`; the model itself is not moved."""
-    named = dict(model.named_parameters(remove_duplicate=False))
-    named |= dict(model.named_buffers(remove_duplicate=False))
+    named: dict[str, Tensor] = {
+        **dict(model.named_parameters(remove_duplicate=False)),
+        **dict(model.named_buffers(remove_duplicate=False)),
+    }
     tensors = {name: tensor.detach().to(device) for name, tensor in named.items()}
     constants = {name: tensor.detach().to(device) for name, tensor in graph.constants.items()}
     return Runner(graph, {**constants, **tensors})
+
+
+def weight_and_bias(operation: Operation, runner: Runner) -> tuple[Tensor, Tensor | None]:
+    """Return the weight and the bias (None if there is none) of a convolution or linear layer."""
+    found = [
+        runner.tensors[argument.name] if isinstance(argument, Weight) else None
+        for argument in (*operation.args[1:3], None)
+    ]
+    assert found[0] is not None
+    return found[0], found[1]
+
+
+def _multiply_adds(operation: Operation, runner: Runner) -> int:
+    """Each output position of each unit takes one multiply-add per weight of the unit."""
+    if operation.kind not in {*CONVOLUTIONS, "linear"} or operation.shape is None:
+        return 0
+    weight, _ = weight_and_bias(operation, runner)
+    outputs = prod(size for size in operation.shape if size is not None)
+    return outputs * weight[0].numel()

@@ -1,0 +1,373 @@
+"""The observer: a model, data and a notion of "off", ready to be watched layer by layer."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from neurank.errors import DataError, ModelError, UnitError
+from neurank.files import Json, tensors_digest
+from neurank.observe.additive import AdditiveGame, contribute
+from neurank.observe.examples import Batch, Examples, check_examples
+from neurank.observe.execution import Runner, runner
+from neurank.observe.game import FullGame, Game, SuffixGame
+from neurank.observe.head import perceptron_head
+from neurank.observe.hooks import calls_recorded
+from neurank.observe.kernels.perceptron import Perceptron
+from neurank.observe.removal import Removal, off_values, unit_view
+from neurank.observe.switchboard import Switchboard, switchboard
+from neurank.observe.value import Value, counted, is_accuracy
+from neurank.progress import track
+from neurank.units.space import UnitSpace, unit_space
+from neurank.units.split import Split, split_at
+from neurank.units.trace import logits_of, trace
+
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4}
+"""How far the traced pass may be from the module's own, relative to the largest output."""
+ROUGH_TOLERANCE = 2e-2
+"""The same for half precision."""
+
+
+@dataclass(frozen=True)
+class Observer(ABC):
+    """What a ranker may ask.
+
+    Attributes
+    ----------
+    model : the user's module; it is in evaluation mode while it is observed.
+    examples : the checked data.
+    value : what a coalition is worth on an example.
+    removal : what "off" means.
+    seed : where all randomness starts.
+    progress : whether to show progress bars.
+    """
+
+    model: nn.Module
+    examples: Examples
+    value: Value
+    removal: Removal
+    seed: int
+    progress: bool
+
+    @abstractmethod
+    def width(self, layer: str) -> int:
+        """Return the number of units of a layer."""
+
+    @abstractmethod
+    def weight(self, layer: str) -> Tensor:
+        """Return the weights of a layer, units first."""
+
+    @abstractmethod
+    def way(self, layer: str) -> str:
+        """Say how coalitions of the layer become logits, for the records."""
+
+    @abstractmethod
+    def _games(self, layer: str) -> Iterator[Game]: ...
+
+    @abstractmethod
+    def switchboard(self, layer: str) -> Switchboard:
+        """Set up training of an importance switch on a layer."""
+
+    def games(self, layer: str) -> Iterator[Game]:
+        """Yield the layer's game, batch after batch, under a progress bar."""
+        games = self._games(layer)
+        total = len(self.examples)
+        with torch.inference_mode():
+            yield from track(games, label=f"ranking {layer}", total=total, show=self.progress)
+
+
+@dataclass(frozen=True)
+class TracedObserver(Observer):
+    """Watches through the traced forward pass: prefix once, then only what is below the layer.
+
+    Attributes
+    ----------
+    space : the layers that have units.
+    runner : the graph and its weights.
+    """
+
+    space: UnitSpace
+    runner: Runner
+
+    def width(self, layer: str) -> int:
+        """Return the number of units of a layer."""
+        return self.space[layer].width
+
+    def weight(self, layer: str) -> Tensor:
+        """Return the weights of a layer, units first."""
+        return self.runner.tensors[self.space[layer].weight]
+
+    def way(self, layer: str) -> str:
+        """Say how coalitions of the layer become logits, for the records."""
+        split = self._split(layer)
+        if split.consumer is None:
+            return "suffix"
+        compiled = is_accuracy(self.value) and perceptron_head(split, self.runner) is not None
+        return "additive, compiled" if compiled else "additive"
+
+    def switchboard(self, layer: str) -> Switchboard:
+        """Set up training of an importance switch on a layer."""
+        return switchboard(self.space[layer], self.runner, self.examples)
+
+    def _games(self, layer: str) -> Iterator[Game]:
+        split = self._split(layer)
+        off = off_values(self.removal, split.layer, self.runner, self.examples)
+        head = None
+        if split.consumer is not None and is_accuracy(self.value):
+            head = perceptron_head(split, self.runner)
+        first = 0
+        for inputs, targets in self.examples:
+            yield self._play(split, off, head, inputs, targets, first)
+            first += len(targets)
+
+    def _play(
+        self,
+        split: Split,
+        off: Tensor,
+        head: Perceptron | None,
+        inputs: Tensor,
+        targets: Tensor,
+        first: int,
+    ) -> Game:
+        """Run the prefix of a batch once and set the game up on the examples that count."""
+        wanted = counted(self.value, targets)
+        layer = split.layer
+        found = self.runner.forward(inputs, layer.read, *split.side)
+        read, *side = (result[wanted] for result in found)
+        if not bool(torch.isfinite(read).all()):
+            raise ModelError(
+                f"the units of layer {layer.name!r} are NaN or infinite on the examples from "
+                f"{first} on: check the weights and the scale of the inputs"
+            )
+        on = unit_view(read, layer.width)
+        shape = tuple(read.shape[1:])
+        common: dict[str, Any] = {
+            "layer": layer.name,
+            "first_example": first,
+            "value": self.value,
+            "targets": targets[wanted],
+            "split": split,
+            "runner": self.runner,
+            "on": on,
+            "off": off,
+            "read_shape": shape,
+            "side": dict(zip(split.side, side, strict=True)),
+        }
+        if split.consumer is None:
+            return SuffixGame(active=(on != off).any(dim=2), **common)
+        base, added = contribute(split.consumer, self.runner, on - off, off, shape)
+        active = (added.flatten(2) != 0).any(dim=2)
+        return AdditiveGame(active=active, base=base, contributions=added, head=head, **common)
+
+    def _split(self, layer: str) -> Split:
+        return split_at(self.space.graph, self.space[layer])
+
+
+@dataclass(frozen=True)
+class HookedObserver(Observer):
+    """Watches a model that cannot be traced: every coalition is one run of the whole module.
+
+    Attributes
+    ----------
+    widths : number of units per layer that can be switched off, in order of execution.
+    reason : why the model cannot be traced.
+    """
+
+    widths: Mapping[str, int]
+    reason: str
+
+    def width(self, layer: str) -> int:
+        """Return the number of units of a layer."""
+        return self.widths[layer]
+
+    def weight(self, layer: str) -> Tensor:
+        """Return the weights of a layer, units first."""
+        weight = self.model.get_submodule(layer).weight
+        assert isinstance(weight, Tensor)
+        return weight.detach()
+
+    def way(self, layer: str) -> str:
+        """Say how coalitions of the layer become logits, for the records."""
+        del layer
+        return "full forward"
+
+    def switchboard(self, layer: str) -> Switchboard:
+        """Refuse: a switch needs the traced forward pass."""
+        raise ModelError(
+            f"an importance switch on {layer!r} needs the forward pass traced, and {self.reason}"
+        )
+
+    def _games(self, layer: str) -> Iterator[Game]:
+        first = 0
+        for inputs, targets in self.examples:
+            wanted = counted(self.value, targets)
+            count = int(wanted.sum())
+            yield FullGame(
+                layer=layer,
+                first_example=first,
+                value=self.value,
+                targets=targets[wanted],
+                active=torch.ones(count, self.widths[layer], dtype=torch.bool),
+                model=self.model,
+                inputs=inputs[wanted],
+            )
+            first += len(targets)
+
+
+def observe(
+    model: nn.Module,
+    data: Iterable[Batch],
+    *,
+    value: Value,
+    removal: Removal,
+    seed: int,
+    device: torch.device,
+    progress: bool,
+) -> Observer:
+    """Check model and data at the door and get ready to watch; the model must be in eval mode.
+
+    Raises
+    ------
+    DataError
+        If the data is empty, unlabelled, not repeatable, or has labels beyond the outputs.
+    ModelError
+        If the model gives different outputs for the same inputs, NaN, or no logits; if it cannot
+        be traced and `removal` is not ``"parameters"``; if the trace is not the model.
+    """
+    examples = check_examples(data, device)
+    own_device = _device_of(model)
+    inputs, _ = next(iter(examples))
+    outputs = _repeatable_outputs(model, inputs.to(own_device))
+    if examples.largest_label >= outputs.shape[1]:
+        raise DataError(
+            f"the data has the label {examples.largest_label}, but the model has "
+            f"{outputs.shape[1]} outputs, classes 0 to {outputs.shape[1] - 1}: check the labels, "
+            "or that this is the model for this data"
+        )
+    common: dict[str, Any] = {
+        "model": model,
+        "examples": examples,
+        "value": value,
+        "removal": removal,
+        "seed": seed,
+        "progress": progress,
+    }
+    try:
+        graph = trace(model, inputs.to(own_device))
+    except ModelError as error:
+        if removal != "parameters":
+            raise
+        widths = _hooked_widths(model, inputs.to(own_device))
+        return HookedObserver(widths=widths, reason=str(error), **common)
+    watching = TracedObserver(
+        space=unit_space(graph, model), runner=runner(graph, model, device), **common
+    )
+    _check_trace(watching, own_device)
+    return watching
+
+
+def choose_layers(observer: Observer, layers: Sequence[str] | None) -> tuple[str, ...]:
+    """Return the layers to rank: those named, or all that have units, in execution order."""
+    if isinstance(layers, str):
+        raise UnitError(f"layers={layers!r} is one name: write layers=[{layers!r}]")
+    if isinstance(observer, TracedObserver):
+        return tuple(layer.name for layer in observer.space.choose(layers))
+    assert isinstance(observer, HookedObserver)
+    for name in layers or ():
+        if name not in observer.widths:
+            raise UnitError(
+                f"the model has no layer {name!r} whose units can be switched off: there are "
+                f"{', '.join(observer.widths)}"
+            )
+    return tuple(name for name in observer.widths if layers is None or name in layers)
+
+
+def refused_layers(observer: Observer) -> Mapping[str, str]:
+    """Say for every layer without rankable units why."""
+    return observer.space.refused if isinstance(observer, TracedObserver) else {}
+
+
+def model_digest(model: nn.Module) -> str:
+    """Return one digest of all parameters and buffers with their names."""
+    return tensors_digest({name: tensor.detach() for name, tensor in model.state_dict().items()})
+
+
+def described(observer: Observer) -> dict[str, Json]:
+    """Describe what was watched, for the records."""
+    return {
+        "model": model_digest(observer.model),
+        "model_class": type(observer.model).__qualname__,
+        "data": {"digest": observer.examples.digest, "examples": observer.examples.count},
+        "removal": observer.removal,
+        "seed": observer.seed,
+        "device": str(observer.examples.device),
+        "refused_layers": dict(refused_layers(observer)),
+    }
+
+
+def _device_of(model: nn.Module) -> torch.device:
+    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+
+
+def _repeatable_outputs(model: nn.Module, inputs: Tensor) -> Tensor:
+    """Run the model twice on one batch; refuse what is random, not finite or not logits."""
+    with torch.inference_mode():
+        first, second = (logits_of(model(inputs)) for _ in range(2))
+    if not isinstance(first, Tensor) or first.ndim != 2 or len(first) != len(inputs):
+        shape = tuple(first.shape) if isinstance(first, Tensor) else type(first).__name__
+        raise ModelError(
+            f"the model returns {shape} for {len(inputs)} examples: logits of shape "
+            f"({len(inputs)}, classes) are needed"
+        )
+    if not bool(torch.isfinite(first).all()):
+        raise ModelError(
+            "the model's outputs are NaN or infinite on the first batch, with every unit on: "
+            "check the weights and the scale of the inputs"
+        )
+    if not torch.equal(first, second):
+        raise ModelError(
+            "the model gives two different outputs for the same inputs, although it is in "
+            "evaluation mode: turn off a dropout that is always on, or noise in forward()"
+        )
+    return first
+
+
+def _check_trace(observer: TracedObserver, device: torch.device) -> None:
+    """Compare the traced pass with the module itself on the first and the last batch."""
+    batches = [inputs for inputs, _ in _ends(observer.examples)]
+    for inputs in batches:
+        with torch.inference_mode():
+            wanted = logits_of(observer.model(inputs.to(device))).to(inputs.device)
+            (found,) = observer.runner.forward(inputs)
+        scale = float(wanted.abs().max()) or 1.0
+        error = float((found - wanted).abs().max()) / scale
+        if not error <= TOLERANCE.get(wanted.dtype, ROUGH_TOLERANCE):
+            raise ModelError(
+                f"the traced forward pass differs from the model by {error:.1e} of its largest "
+                "output: forward() does something that depends on the data or on hidden state. "
+                "Write it with tensor operations, or rank with removal='parameters'"
+            )
+
+
+def _ends(examples: Examples) -> list[Batch]:
+    first = last = None
+    for batch in examples:
+        first = first or batch
+        last = batch
+    assert first is not None
+    assert last is not None
+    return [first] if last is first else [first, last]
+
+
+def _hooked_widths(model: nn.Module, inputs: Tensor) -> dict[str, int]:
+    """Find the layers that run exactly once and are not the model's outputs."""
+    with torch.inference_mode(), calls_recorded(model) as calls:
+        outputs = logits_of(model(inputs))
+    return {
+        name: int(results[0].shape[1])
+        for name, results in calls.items()
+        if len(results) == 1 and results[0].ndim in (2, 4) and not torch.equal(results[0], outputs)
+    }

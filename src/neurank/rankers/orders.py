@@ -1,0 +1,79 @@
+"""Random orders of players that depend on nothing but the seed and the example's number."""
+
+import numba
+import numpy as np
+from numpy.typing import NDArray
+
+
+def own_orders(
+    seed: int, repetition: int, first_example: int, active: NDArray[np.bool_]
+) -> NDArray[np.int64]:
+    """Draw for each example an order of its active units, uniformly and independently.
+
+    The draw of an example is a function of `(seed, repetition, number of the example)` alone:
+    batches, threads and other layers do not matter, and the same arguments give the same bits.
+
+    Parameters
+    ----------
+    seed, repetition : which draw.
+    first_example : number of the first of these examples in the data.
+    active : (examples, units).
+
+    Returns
+    -------
+    NDArray
+        (examples, units): the active units in the order in which they join, then -1.
+
+    Example
+    -------
+    >>> own_orders(0, 0, 0, np.array([[True, False, True]])).tolist()[0][2]
+    -1
+    """
+    key = np.random.SeedSequence([seed, repetition]).generate_state(1, np.uint64)[0]
+    return _shuffle(key, np.uint64(first_example), active)
+
+
+def reversed_orders(orders: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Turn each order round, the -1 staying at the end.
+
+    Example:
+    -------
+    >>> reversed_orders(np.array([[2, 0, 1, -1]])).tolist()
+    [[1, 0, 2, -1]]
+    """
+    players = (orders >= 0).sum(axis=1, keepdims=True)
+    places = np.arange(orders.shape[1])[None, :]
+    turned = np.where(places < players, players - 1 - places, places)
+    return np.take_along_axis(orders, turned, axis=1)
+
+
+@numba.njit(cache=True)
+def _shuffle(key, first_example, active):
+    examples, units = active.shape
+    orders = np.full((examples, units), -1, np.int64)
+    for example in range(examples):
+        state = _mix(key ^ _mix(first_example + np.uint64(example)))
+        players = 0
+        for unit in range(units):
+            if active[example, unit]:
+                # Fisher and Yates, inside out: the newcomer changes places with any before it.
+                state += np.uint64(0x9E3779B97F4A7C15)
+                place = _below(_mix(state), np.uint64(players + 1))
+                orders[example, players] = orders[example, place]
+                orders[example, place] = unit
+                players += 1
+    return orders
+
+
+@numba.njit(cache=True)
+def _below(word, bound):
+    """Map 64 random bits to 0 .. bound - 1; the bias is below bound / 2^32."""
+    return np.int64(((word >> np.uint64(32)) * bound) >> np.uint64(32))
+
+
+@numba.njit(cache=True)
+def _mix(word):
+    """Scramble 64 bits: the finaliser of SplitMix64 (Steele, Lea and Flood 2014)."""
+    word = (word ^ (word >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    word = (word ^ (word >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return word ^ (word >> np.uint64(31))

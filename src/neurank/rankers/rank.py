@@ -1,0 +1,127 @@
+"""The entry point: rank the units of a trained network."""
+
+import platform
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import fields
+from typing import Literal
+
+import torch
+from torch import nn
+
+import neurank
+from neurank.errors import MethodError
+from neurank.files import Json, as_json
+from neurank.modes import evaluating
+from neurank.observe.examples import Batch
+from neurank.observe.observer import choose_layers, described, observe
+from neurank.observe.removal import check_removal
+from neurank.observe.value import Accuracy, Value, value_name
+from neurank.rankers.method import Method
+from neurank.ranking import LayerRanking, Ranking
+
+
+def rank(
+    model: nn.Module,
+    data: Iterable[Batch],
+    method: Method,
+    *,
+    layers: Sequence[str] | None = None,
+    value: Value | None = None,
+    removal: Literal["zero", "mean", "parameters"] = "zero",
+    seed: int = 0,
+    device: str | torch.device | None = None,
+    progress: bool = True,
+) -> Ranking:
+    """Score every unit of a trained network: higher is more important, signed, never normalised.
+
+    Parameters
+    ----------
+    model : any module that takes one tensor and returns logits (examples, classes), or a mapping
+        with the key "logits". It is run in evaluation mode and comes back exactly as it was.
+    data : batches of (inputs, targets): a `DataLoader`, a split of `neurank.data.load`, a list.
+        It must give the same batches at every pass; two passes are compared.
+    method : `ExactShapley`, `PermutationShapley`, `ImportanceSwitch`, `WeightNorm`, `RandomScore`.
+    layers : dotted module names; None ranks every convolution and linear layer whose units can be
+        switched off, but the network's outputs. Layers that cannot be are listed with the reason
+        in ``provenance["refused_layers"]``.
+    value : what a coalition of units is worth on an example, `(outputs, targets) -> (examples,)`;
+        None is `Accuracy()`.
+    removal : what "off" means where the unit's consumers read it: "zero", "mean" (the unit's mean
+        over the data), or "parameters" (its own weights and bias are zero).
+    seed : every random draw follows from it.
+    device : where to compute; None is where the model is. The model itself is not moved.
+    progress : show progress bars.
+
+    Returns
+    -------
+    Ranking
+        Scores, standard errors, counts, status and provenance per layer.
+
+    Raises
+    ------
+    UnitError
+        If a layer is unknown or its units cannot be switched off.
+    DataError, ModelError, MethodError
+        If data, model or method cannot be used, before long work starts where that can be known.
+
+    Example
+    -------
+    >>> import neurank as nr
+    >>> model = nr.zoo.digits_net(seed=0)
+    >>> data = nr.data.load("digits").validation.first(100)
+    >>> ranking = nr.rank(model, data, nr.PermutationShapley(), progress=False)
+    >>> list(ranking)
+    ['conv1', 'conv2', 'fc1', 'fc2']
+    """
+    if not isinstance(method, Method) or isinstance(method, type):
+        raise MethodError(
+            f"method={method!r} is not a ranking method: pass an instance, such as "
+            "PermutationShapley()"
+        )
+    if not isinstance(seed, int) or seed < 0:
+        raise MethodError(f"seed={seed!r}: a whole number from 0 on is needed")
+    worth = Accuracy() if value is None else value
+    where = torch.device(device) if device is not None else _device_of(model)
+    with evaluating(model):
+        observer = observe(
+            model,
+            data,
+            value=worth,
+            removal=check_removal(removal),
+            seed=seed,
+            device=where,
+            progress=progress,
+        )
+        scored: dict[str, LayerRanking] = {}
+        records: dict[str, Json] = {}
+        for layer in choose_layers(observer, layers):
+            started = time.perf_counter()
+            result = method.score(observer, layer)
+            scored[layer] = result.ranking
+            seconds = round(time.perf_counter() - started, 3)
+            records[layer] = {**result.record, "seconds": seconds}
+        provenance = {
+            "method": {"name": type(method).__name__, "parameters": as_json(_parameters(method))},
+            "value": value_name(worth),
+            **described(observer),
+            "by_layer": records,
+            "versions": _versions(),
+        }
+    return Ranking(scored, provenance)
+
+
+def _device_of(model: nn.Module) -> torch.device:
+    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+
+
+def _parameters(method: Method) -> dict[str, object]:
+    return {field.name: getattr(method, field.name) for field in fields(method)}
+
+
+def _versions() -> dict[str, Json]:
+    return {
+        "neurank": neurank.__version__,
+        "torch": str(torch.__version__),
+        "python": platform.python_version(),
+    }
