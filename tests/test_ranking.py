@@ -38,9 +38,11 @@ def ranking():
     )
 
 
-def test_scores_are_kept_as_float64_copies_on_the_cpu():
-    scores = torch.tensor([1.0, 2.0], requires_grad=True)
-    counts = torch.tensor([1, 2], dtype=torch.int32)
+@pytest.mark.parametrize("real", [torch.float32, torch.float64])
+@pytest.mark.parametrize("whole", [torch.int32, torch.int64])
+def test_scores_are_kept_as_float64_copies_on_the_cpu(real, whole):
+    scores = torch.tensor([1.0, 2.0], dtype=real, requires_grad=True)
+    counts = torch.tensor([1, 2], dtype=whole)
     kept = LayerRanking(scores, torch.zeros(2), counts, "sampled")
     with torch.no_grad():
         scores.zero_()
