@@ -1,0 +1,1 @@
+"""What people look at: pictures of scores and feature maps, and the folder that a run leaves."""
