@@ -1,0 +1,252 @@
+"""The importance switch: a probability vector on a layer's units, learnt by variational inference.
+
+Equations are those of K. Adamczewski and M. Park, Neuron ranking, section 4.
+"""
+
+import zlib
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from neurank.errors import MethodError, ModelError
+from neurank.files import Json
+from neurank.observe.observer import Observer
+from neurank.observe.switchboard import Switchboard, SwitchedBatch
+from neurank.progress import track
+from neurank.rankers.method import Scored
+from neurank.ranking import LayerRanking
+
+Estimate = Literal["mean", "sample"]
+
+
+@dataclass(frozen=True)
+class ImportanceSwitch:
+    """Posterior means of switches that multiply the units' pre-activations, eqs. 3 to 9.
+
+    A layer's switch s, (units,), is a probability vector; unit j's pre-activation becomes s_j
+    times what it was (behind a BatchNorm that precedes the nonlinearity). With the prior
+    ``s ~ Dir(alpha, ..., alpha)`` and the posterior ``q = Dir(phi)``, Adam maximises the bound
+
+    ``L(phi) = sum over examples of E_q[log p(y | x, s)] - KL(q || prior)``
+
+    (eq. 8, in nats) one batch at a time, by descending the batch's mean cross-entropy plus KL / N,
+    N examples in all. Weights are frozen, the network is in evaluation mode, and each layer is
+    trained by itself, the others having no switch. The score is the posterior mean
+    ``phi_j / sum of phi``: positive, and 1 in sum over the layer. It is a share, so scores of
+    layers of different width do not compare, and since each is near 1/units, a switched layer's
+    activations are that much smaller than the network was trained with; this is the paper's scale.
+
+    No error is promised: ``stderr`` is NaN, for the posterior's standard deviation says how far a
+    switch may stray from its mean, not how well the mean is known. That deviation is in the
+    provenance, ``provenance["by_layer"][layer]["posterior_std"]``, with ``phi``; the ``bound`` at
+    the end and ``bound_by_epoch``, which is summed over the epoch's steps while phi moves; and the
+    ``epochs`` and ``batches`` per epoch. ``counts`` are examples × epochs.
+
+    Parameters
+    ----------
+    epochs : passes over the data.
+    alpha : the symmetric prior's parameter α₀; below 1 it favours a few units, above 1 equality.
+    lr : Adam's learning rate.
+    estimate : how the expectation is taken. "mean", the paper's choice, puts the posterior mean in
+        for s, so that the bound is strictly none; "sample" draws s from the posterior, one for
+        each example, with implicit reparameterisation gradients (Figurnov et al. 2018).
+    start : every φ starts at softplus(start).
+
+    Raises
+    ------
+    MethodError
+        If an argument is out of range.
+    ModelError
+        If the forward pass cannot be traced, or the loss becomes NaN or infinite.
+
+    Example
+    -------
+    >>> import neurank as nr
+    >>> from neurank.rankers.importance_switch import ImportanceSwitch
+    >>> model = nr.zoo.digits_net(2, 3, 6, 4, seed=0)
+    >>> data = nr.data.load("digits").train.first(100)
+    >>> ranking = nr.rank(model, data, ImportanceSwitch(epochs=2), layers=["fc1"], progress=False)
+    >>> print(f"{ranking['fc1'].scores.sum():.6f}", ranking["fc1"].status)
+    1.000000 learned
+    """
+
+    epochs: int = 10
+    alpha: float = 2.0
+    lr: float = 0.001
+    estimate: Estimate = "mean"
+    start: float = -1.0
+
+    def __post_init__(self) -> None:
+        if isinstance(self.epochs, bool) or not isinstance(self.epochs, int) or self.epochs < 1:
+            raise MethodError(f"epochs={self.epochs!r}: a positive whole number is needed")
+        for name in ("alpha", "lr"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise MethodError(f"{name}={getattr(self, name)!r}: a positive number is needed")
+        if not -20 <= self.start < float("inf"):
+            raise MethodError(
+                f"start={self.start!r}: a number from -20 on is needed; below, softplus(start) is "
+                "so near 0 that nothing is learnt"
+            )
+        if self.estimate not in get_args(Estimate):
+            raise MethodError(f"estimate={self.estimate!r}: it is 'mean' or 'sample'")
+
+    def score(self, observer: Observer, layer: str) -> Scored:
+        """Score every unit of one layer."""
+        # Whoever calls may have turned gradients off, or be in inference mode.
+        with torch.inference_mode(False), torch.enable_grad():
+            training = _Training(self, observer.switchboard(layer), layer, observer.seed)
+            label = f"switch on {layer}"
+            epochs = track(range(self.epochs), label=label, show=observer.progress)
+            bounds: list[Json] = [training.epoch(epoch) for epoch in epochs]
+            bound = training.bound()
+            phi = training.phi().detach()
+        scores = posterior_mean(phi)
+        counts = torch.full((len(phi),), training.board.examples * self.epochs)
+        unknown = torch.full_like(scores, torch.nan)
+        record: dict[str, Json] = {
+            "epochs": self.epochs,
+            "batches": len(observer.examples),
+            "bound": bound,
+            "bound_by_epoch": bounds,
+            "phi": phi.tolist(),
+            "posterior_std": posterior_std(phi).tolist(),
+        }
+        return Scored(LayerRanking(scores, unknown, counts, "learned", stderr_of="none"), record)
+
+
+def posterior_mean(phi: Tensor) -> Tensor:
+    """Mean of Dir(phi), ``phi_j / sum of phi``.
+
+    Parameters
+    ----------
+    phi : (units,), positive.
+
+    Example
+    -------
+    >>> posterior_mean(torch.tensor([1.0, 3.0]))
+    tensor([0.2500, 0.7500])
+    """
+    return phi / phi.sum()
+
+
+def posterior_std(phi: Tensor) -> Tensor:
+    """Spread of Dir(phi): each switch's standard deviation, ``sqrt(m (1 - m) / (1 + sum of phi))``.
+
+    Example
+    -------
+    >>> posterior_std(torch.tensor([1.5, 1.5]))
+    tensor([0.2500, 0.2500])
+    """
+    mean = posterior_mean(phi)
+    return (mean * (1 - mean) / (1 + phi.sum())).sqrt()
+
+
+def dirichlet_kl(phi: Tensor, alpha: float) -> Tensor:
+    """Kullback-Leibler divergence of Dir(phi) from the symmetric Dir(alpha), eq. 9, in nats.
+
+    Parameters
+    ----------
+    phi : (units,), positive.
+    alpha : the prior's parameter.
+
+    Example
+    -------
+    >>> dirichlet_kl(torch.tensor([2.0, 2.0, 2.0]), alpha=2.0)
+    tensor(0.)
+    """
+    units = len(phi)
+    prior = torch.tensor(alpha, dtype=phi.dtype, device=phi.device)
+    total = phi.sum()
+    normalisers = (
+        torch.lgamma(total)
+        - torch.lgamma(units * prior)
+        - torch.lgamma(phi).sum()
+        + units * torch.lgamma(prior)
+    )
+    return normalisers + ((phi - prior) * (torch.digamma(phi) - torch.digamma(total))).sum()
+
+
+def cross_entropy(batch: SwitchedBatch, switch: Tensor) -> Tensor:
+    """Sum over a batch of ``-log p(y | x, s)``, in nats, float64."""
+    logits = batch.forward(switch).to(torch.float64)
+    return functional.cross_entropy(logits, batch.targets, reduction="sum")
+
+
+@dataclass(frozen=True)
+class _Training:
+    """Adam on the switch of one layer.
+
+    `parameter`, (units,) float64, is kept on the CPU: it is small, and the draws are then the same
+    whatever the network runs on.
+    """
+
+    method: ImportanceSwitch
+    board: Switchboard
+    layer: str
+    seed: int
+    parameter: Tensor = field(init=False)
+    optimizer: torch.optim.Adam = field(init=False)
+
+    def __post_init__(self) -> None:
+        start = torch.full((self.board.units,), float(self.method.start), dtype=torch.float64)
+        object.__setattr__(self, "parameter", start.requires_grad_())
+        object.__setattr__(self, "optimizer", torch.optim.Adam([start], lr=self.method.lr))
+
+    def phi(self) -> Tensor:
+        """Return the posterior's parameters."""
+        return functional.softplus(self.parameter)
+
+    def epoch(self, epoch: int) -> float:
+        """Take one step per batch; return the bound, summed while phi moves."""
+        fitted, divergences, steps = 0.0, 0.0, 0
+        for steps, batch in enumerate(self.board.batches(), start=1):
+            phi = self.phi()
+            loss = cross_entropy(batch, self._switch(phi, epoch, steps, len(batch.targets)))
+            divergence = dirichlet_kl(phi, self.method.alpha)
+            objective = loss / len(batch.targets) + divergence / self.board.examples
+            self._check(objective, f"in epoch {epoch + 1}, batch {steps}")
+            self.optimizer.zero_grad()
+            objective.backward()  # type: ignore[no-untyped-call]
+            self.optimizer.step()
+            fitted += float(loss.detach())
+            divergences += float(divergence.detach())
+        return -fitted - divergences / steps
+
+    @torch.no_grad()
+    def bound(self) -> float:
+        """Return the bound, eq. 8, at the present phi."""
+        phi = self.phi()
+        fitted = sum(
+            float(
+                cross_entropy(
+                    batch, self._switch(phi, self.method.epochs, number, len(batch.targets))
+                )
+            )
+            for number, batch in enumerate(self.board.batches(), start=1)
+        )
+        bound = -fitted - dirichlet_kl(phi, self.method.alpha)
+        self._check(bound, "at the end")
+        return float(bound)
+
+    def _switch(self, phi: Tensor, epoch: int, batch: int, examples: int) -> Tensor:
+        """Return what stands for s: the mean, (units,), or a draw each, (examples, units)."""
+        if self.method.estimate == "mean":
+            return posterior_mean(phi)
+        entropy = [self.seed, zlib.crc32(self.layer.encode()), epoch, batch]
+        word = int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0])
+        posterior = torch.distributions.Dirichlet(phi, validate_args=False)
+        with torch.random.fork_rng(devices=[]):  # rsample takes no generator of its own
+            torch.default_generator.manual_seed(word)
+            return posterior.rsample((examples,))
+
+    def _check(self, number: Tensor, when: str) -> None:
+        if not bool(torch.isfinite(number)):
+            raise ModelError(
+                f"the loss with a switch on layer {self.layer!r} is NaN or infinite {when}: "
+                "check the weights and the scale of the inputs, or lower lr="
+                f"{self.method.lr:g}"
+            )
