@@ -1,0 +1,58 @@
+# make demo       see it work: trains, ranks and condenses a small network
+# make test       the tests, but for the slow ones
+# make test-slow  the slow ones too
+# make check      lint, formatting and types
+# make format     put the formatting right
+#
+# Each sets up .venv first, once, and again when pyproject.toml or constraints.txt has changed.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+# Compiled kernels are kept with the environment that compiled them.
+export NUMBA_CACHE_DIR ?= $(CURDIR)/$(VENV)/numba-cache
+
+# Tests find the real data sets here.
+ifndef NEURANK_DATA
+ifneq ($(wildcard ../shared/data/.),)
+export NEURANK_DATA := $(abspath ../shared/data)
+endif
+endif
+
+# Two processes of one thread each are faster than one of two: most tests are small.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=2 --dist=worksteal
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-slow check format clean
+
+help:
+	@sed -n 's/^# make /make /p' Makefile
+
+setup: $(VENV)/.ready
+
+$(VENV)/.ready: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+demo: setup
+	$(BIN)/neurank demo
+
+test: setup
+	$(PYTEST) -m 'not slow'
+
+test-slow: setup
+	$(PYTEST)
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis
