@@ -6,6 +6,7 @@ power sets are sums over two tables, so nothing before the consumer is ever run 
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,8 @@ from torch.nn import functional
 
 from neurank.observe.execution import Runner, weight_and_bias
 from neurank.observe.game import Ends, PerUnit, SuffixGame
+from neurank.observe.head import Head
 from neurank.observe.kernels.chains import chain_marginals
-from neurank.observe.kernels.perceptron import Perceptron
 from neurank.observe.kernels.power_set import power_set_shapley
 from neurank.units.graph import Operation
 from neurank.units.space import CONVOLUTIONS
@@ -31,12 +32,12 @@ class AdditiveGame(SuffixGame):
     ----------
     base : (features...), the consumer's result with every unit off.
     contributions : (examples, units, features...), what each unit adds to it.
-    head : the suffix as a perceptron for the compiled kernels, None if it is not one.
+    head : the suffix for the compiled kernels, None if they cannot run it.
     """
 
     base: Tensor
     contributions: Tensor
-    head: Perceptron | None
+    head: Head | None
 
     def logits(self, rows: Tensor, masks: Tensor) -> Tensor:
         """Compute the logits of example ``rows[i]`` with the units of ``masks[i]`` on."""
@@ -51,7 +52,7 @@ class AdditiveGame(SuffixGame):
 
     @property
     def compiled(self) -> bool:
-        """Whether the suffix is a perceptron that the kernels can run."""
+        """Whether the kernels can run the suffix."""
         return self.head is not None
 
     def power_set(self, row: int) -> Iterator[Tensor]:
@@ -74,13 +75,15 @@ class AdditiveGame(SuffixGame):
 
     def exact(self) -> tuple[PerUnit, Ends]:
         """Compute the exact Shapley values of each example's game, by the compiled kernel."""
-        base, contributions, targets, head = self._arrays()
+        base, contributions = self._folded
+        targets, head = self.targets.numpy(), self._head.perceptron
         return power_set_shapley(base, contributions, self.active.numpy(), targets, head)
 
     def chain(self, orders: NDArray[np.int64]) -> tuple[PerUnit, Ends]:
         """Compute what each unit adds when the units of each example join in the order given."""
         if self.head is not None:
-            base, contributions, targets, head = self._arrays()
+            base, contributions = self._folded
+            targets, head = self.targets.numpy(), self.head.perceptron
             return chain_marginals(base, contributions, orders, targets, head)
         return self._running_sums(torch.from_numpy(orders).to(self.base.device))
 
@@ -99,10 +102,16 @@ class AdditiveGame(SuffixGame):
             last = last.index_put((rows,), now)
         return marginals.cpu().numpy(), torch.stack([start, last], dim=1).cpu().numpy()
 
-    def _arrays(self) -> tuple[NDArray[Any], NDArray[Any], NDArray[np.int64], Perceptron]:
+    @property
+    def _head(self) -> Head:
         assert self.head is not None
-        contributions = self.contributions.contiguous().numpy()
-        return self.base.numpy(), contributions, self.targets.numpy(), self.head
+        return self.head
+
+    @cached_property
+    def _folded(self) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Base and contributions as the kernels start from them, flat."""
+        base, contributions = self._head.fold(self.base, self.contributions)
+        return base.numpy(), contributions.numpy()
 
 
 def contribute(

@@ -36,26 +36,23 @@ def chain_marginals(
     examples, units, _ = contributions.shape
     marginals = np.zeros((examples, units))
     ends = np.zeros((examples, 2))
-    _chains(
-        base, contributions, orders, targets, head.widths, head.relu, head.matrices, head.biases,
-        marginals, ends,
-    )  # fmt: skip
+    _chains(base, contributions, orders, targets, head, marginals, ends)
     return marginals, ends
 
 
 @numba.njit(cache=True, parallel=True)
-def _chains(base, contributions, orders, targets, widths, relu, matrices, biases, marginals, ends):
+def _chains(base, contributions, orders, targets, head, marginals, ends):
     for example in numba.prange(len(contributions)):
         _chain(
             base, contributions[example], orders[example], targets[example],
-            widths, relu, matrices, biases, marginals[example], ends[example],
+            head, marginals[example], ends[example],
         )  # fmt: skip
 
 
 @numba.njit(cache=True, nogil=True)
-def _chain(base, contributions, order, target, widths, relu, matrices, biases, marginals, ends):
+def _chain(base, contributions, order, target, head, marginals, ends):
     features = len(base)
-    widest = widths.max()
+    widest = head.widths.max()
     players = np.sum(order >= 0)
     lanes = players + 1
     sums = np.empty((features, lanes), base.dtype)
@@ -72,10 +69,7 @@ def _chain(base, contributions, order, target, widths, relu, matrices, biases, m
     room = np.empty((widest + 3, lanes), base.dtype)
     live = np.empty(widest + 3, np.int64)
     correct = np.empty(lanes)
-    lanes_correct(
-        sums, peaks, base, kept, room, unbounded, live, lanes, widths, relu, matrices, biases,
-        target, correct,
-    )  # fmt: skip
+    lanes_correct(sums, peaks, base, kept, room, unbounded, live, lanes, head, target, correct)
     for place in range(players):
         marginals[order[place]] = correct[place + 1] - correct[place]
     ends[0] = correct[0]

@@ -1,12 +1,13 @@
 """A perceptron on many coalitions at once: the head of a network, packed for compiled loops.
 
+The head may begin with max pooling, as a table of windows over the consumer's features.
+
 The consumer's pre-activations of L coalitions lie side by side, (features, L), so that one vector
 instruction serves eight coalitions; every row stays in the first-level cache.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numba
 import numpy as np
@@ -16,12 +17,13 @@ FloatArray = NDArray[np.floating[Any]]
 IntArray = NDArray[np.integer[Any]]
 
 
-@dataclass(frozen=True)
-class Perceptron:
-    """Linear stages with ReLU or nothing before each: (relu?, matrix, bias) per stage.
+class Perceptron(NamedTuple):
+    """Windows, then linear stages with ReLU or nothing before each: (relu?, matrix, bias).
 
     Attributes
     ----------
+    windows : (inputs of the first stage, window) int64, the features among which each of these
+        inputs is the largest; one feature each where nothing is pooled.
     widths : (stages + 1,) int64, the features before the first stage and after each.
     relu : (stages + 1,) bool, whether a ReLU stands before each stage and before the outputs.
     matrices : all matrices, (outputs, inputs) row by row, one after another; a row of zeros makes
@@ -29,28 +31,25 @@ class Perceptron:
     biases : all biases, one after another.
     """
 
+    windows: IntArray
     widths: IntArray
     relu: NDArray[np.bool_]
     matrices: FloatArray
     biases: FloatArray
 
-    @property
-    def cost(self) -> int:
-        """Multiply-adds per coalition."""
-        return int((self.widths[:-1] * self.widths[1:]).sum())
-
 
 def pack(
-    features: int,
+    windows: IntArray,
     stages: Sequence[tuple[bool, FloatArray, FloatArray]],
     *,
     relu_at_end: bool,
     dtype: np.dtype[Any],
 ) -> Perceptron:
     """Pack stages `(relu before?, matrix (outputs, inputs), bias (outputs,))` into one value."""
-    widths = [features, *(len(bias) for _, _, bias in stages)]
+    widths = [len(windows), *(len(bias) for _, _, bias in stages)]
     empty = np.zeros(0, dtype)
     return Perceptron(
+        np.ascontiguousarray(windows, np.int64),
         np.array(widths, np.int64),
         np.array([*(relu for relu, _, _ in stages), relu_at_end], np.bool_),
         np.concatenate([empty, *(_even(matrix).ravel() for _, matrix, _ in stages)]).astype(dtype),
@@ -72,10 +71,7 @@ def lanes_correct(
     unbounded: FloatArray,
     live: IntArray,
     lanes: int,
-    widths: IntArray,
-    relu: NDArray[np.bool_],
-    matrices: FloatArray,
-    biases: FloatArray,
+    head: Perceptron,
     target: int,
     correct: FloatArray,
 ) -> None:
@@ -86,12 +82,16 @@ def lanes_correct(
     `kept` and `room` are (widest + 3, lanes) buffers, `live` is (widest + 3,) room for indices and
     `unbounded` is (widest,) infinities. Ties go to the lowest class.
     """
+    windows, widths, relu, matrices, biases = head
     stages = len(widths) - 1
     matrix_at = 0
     bias_at = 0
     for stage in range(stages):
         inputs, outputs = widths[stage], widths[stage + 1]
-        count = _close_up(sums, peaks, offset, relu[stage], kept, live, lanes, inputs)
+        if stage == 0 and windows.shape[1] > 1:
+            count = _pool(sums, peaks, offset, windows, relu[stage], kept, live, lanes)
+        else:
+            count = _close_up(sums, peaks, offset, relu[stage], kept, live, lanes, inputs)
         size = (outputs + outputs % 2) * inputs
         matrix = matrices[matrix_at : matrix_at + size].reshape(-1, inputs)
         _multiply(kept, live, count, lanes, matrix, room)
@@ -133,8 +133,54 @@ def _close_up(
             continue
         live[count] = row
         count += 1
+    return _fill_up(kept, live, count)
+
+
+@numba.njit(cache=True, fastmath={"nnan", "nsz"}, nogil=True)
+def _pool(
+    sums: FloatArray,
+    peaks: FloatArray,
+    offset: FloatArray,
+    windows: IntArray,
+    rectify: bool,
+    kept: FloatArray,
+    live: IntArray,
+    lanes: int,
+) -> int:
+    """Do what `_close_up` does, row r being the largest feature of window r."""
+    zero = kept.dtype.type(0)
+    count = 0
+    for row in range(len(windows)):
+        window = windows[row]
+        first = window[0]
+        peak = peaks[first] + offset[first]
+        for feature in window[1:]:
+            peak = max(peak, peaks[feature] + offset[feature])
+        if rectify and peak <= zero:
+            continue
+        shift = offset[first]
+        for lane in range(lanes):
+            kept[count, lane] = sums[first, lane] + shift
+        for feature in window[1:]:
+            shift = offset[feature]
+            for lane in range(lanes):
+                value = sums[feature, lane] + shift
+                before = kept[count, lane]
+                kept[count, lane] = value if value > before else before
+        if rectify:
+            for lane in range(lanes):
+                value = kept[count, lane]
+                kept[count, lane] = value if value > zero else zero
+        live[count] = row
+        count += 1
+    return _fill_up(kept, live, count)
+
+
+@numba.njit(cache=True, nogil=True)
+def _fill_up(kept: FloatArray, live: IntArray, count: int) -> int:
+    """Add rows of zeros until their number is a multiple of four."""
     while count % 4:
-        kept[count] = zero
+        kept[count] = 0
         live[count] = 0
         count += 1
     return count

@@ -13,6 +13,8 @@ from neurank.observe.kernels.perceptron import FloatArray, IntArray, Perceptron,
 
 CACHE_BYTES = 32 * 1024
 """Room for the rows of one tile; first-level caches hold 32 KiB and more."""
+LEAST_LOW_BITS = 6
+"""64 lanes keep the vector units busy; a wider head spills to the second-level cache."""
 
 
 def power_set_shapley(
@@ -41,22 +43,17 @@ def power_set_shapley(
     shapley = np.zeros((examples, units))
     ends = np.zeros((examples, 2))
     widest = int(head.widths.max())
-    low_bits = max(3, min(10, int(np.log2(CACHE_BYTES / (base.itemsize * widest)))))
-    _power_sets(
-        base, contributions, active, targets, head.widths, head.relu, head.matrices, head.biases,
-        low_bits, shapley, ends,
-    )  # fmt: skip
+    low_bits = max(LEAST_LOW_BITS, min(10, int(np.log2(CACHE_BYTES / (base.itemsize * widest)))))
+    _power_sets(base, contributions, active, targets, head, low_bits, shapley, ends)
     return shapley, ends
 
 
 @numba.njit(cache=True, parallel=True, fastmath={"contract"})
-def _power_sets(
-    base, contributions, active, targets, widths, relu, matrices, biases, low_bits, shapley, ends
-):
+def _power_sets(base, contributions, active, targets, head, low_bits, shapley, ends):
     for example in numba.prange(len(contributions)):
         _power_set(
             base, contributions[example], active[example], targets[example],
-            widths, relu, matrices, biases, low_bits, shapley[example], ends[example],
+            head, low_bits, shapley[example], ends[example],
         )  # fmt: skip
 
 
@@ -78,11 +75,9 @@ def coalition_weights(players):
 
 
 @numba.njit(cache=True, fastmath={"contract"}, nogil=True)
-def _power_set(
-    base, contributions, active, target, widths, relu, matrices, biases, low_bits, shapley, ends
-):
+def _power_set(base, contributions, active, target, head, low_bits, shapley, ends):
     features = len(base)
-    widest = widths.max()
+    widest = head.widths.max()
     order = _by_size(contributions, active)
     players = len(order)
     low = min(players, low_bits)
@@ -131,9 +126,8 @@ def _power_set(
         for bit in range(high):
             size += (above >> bit) & 1
         lanes_correct(
-            table, peaks, partial[0], kept, room, unbounded, live, lanes, widths, relu, matrices,
-            biases, target, correct,
-        )  # fmt: skip
+            table, peaks, partial[0], kept, room, unbounded, live, lanes, head, target, correct
+        )
         weights = member[size]
         losses = outside[size]
         total = 0.0
