@@ -25,7 +25,11 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     [True, False]
     """
     flags = [(module, module.training) for module in model.modules()]
-    buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+    buffers = [
+        (module, name, buffer, buffer.detach().clone())
+        for module in model.modules()
+        for name, buffer in module.named_buffers(recurse=False)
+    ]
     generator = torch.get_rng_state()
     try:
         model.eval()
@@ -34,7 +38,8 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         for module, flag in flags:
             module.training = flag
         with torch.no_grad():
-            for buffer, before in buffers:
+            for module, name, buffer, before in buffers:
                 if not torch.equal(buffer, before):
                     buffer.copy_(before)
+                module._buffers[name] = buffer  # forward() may have put another in its place
         torch.set_rng_state(generator)
