@@ -102,7 +102,8 @@ def _graph_of(program: torch.export.ExportedProgram) -> Graph:
             # Later readers of the overwritten tensor see what was written over it.
             names[node.args[0].name] = Ref(node.name)
     outputs = [
-        names[name] for name in program.graph_signature.user_outputs if isinstance(name, str)
+        names[output] if isinstance(output, str) else output
+        for output in program.graph_signature.user_outputs
     ]
     logits = logits_of(_unflatten(outputs, program))
     if not isinstance(logits, Ref):
