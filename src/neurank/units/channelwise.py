@@ -34,8 +34,13 @@ FLATTENING = frozenset({"flatten", "view", "reshape", "unsafe_view"})
 """(examples, channels, positions...) to (examples, channels x positions), channel by channel."""
 
 
-def _same_rank(operation: Operation, before: tuple[int | None, ...]) -> bool:
-    return operation.shape is not None and operation.shape[:2] == before[:2]
+def _pools_positions(operation: Operation, before: tuple[int | None, ...]) -> bool:
+    """Whether every axis behind the channels is pooled: with one axis less torch takes the units
+    for positions and the examples for channels.
+    """
+    dimensions = int(operation.kind[-2])
+    pooled = len(before) == dimensions + 2
+    return pooled and operation.shape is not None and operation.shape[:2] == before[:2]
 
 
 def _normalises_with_fixed_statistics(operation: Operation, _: tuple[int | None, ...]) -> bool:
@@ -60,7 +65,7 @@ _Rule = Callable[[Operation, tuple[int | None, ...]], bool]
 
 _RULES: dict[str, _Rule] = {
     **dict.fromkeys(ELEMENTWISE, lambda operation, before: operation.shape == before),
-    **dict.fromkeys(POOLING, _same_rank),
+    **dict.fromkeys(POOLING, _pools_positions),
     **dict.fromkeys(FLATTENING, _flattens_all),
     "batch_norm": _normalises_with_fixed_statistics,
     "mean": _averages_positions,
