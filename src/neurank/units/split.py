@@ -6,6 +6,7 @@ prefix (once per example) | channel-wise bridge | additive consumer | suffix (on
 from dataclasses import dataclass
 from typing import Literal
 
+from neurank.errors import UnitError
 from neurank.units.graph import Graph, Operation
 from neurank.units.space import CONVOLUTIONS, Layer
 
@@ -56,6 +57,18 @@ def _is_additive(consumer: Operation) -> bool:
     return bool(groups == 1)
 
 
+def _check_examples_first(graph: Graph, layer: Layer, name: str) -> None:
+    """Refuse a result that cannot be taken along example by example."""
+    shape = None if name == graph.input else graph.by_name[name].shape
+    if shape is not None and shape[:1] != (None,):
+        line = graph.by_name[name].line
+        raise UnitError(
+            f"the units of layer {layer.name!r} cannot be switched off: what follows also reads "
+            f"{name!r}, whose first axis is not the examples ({line}). Leave the layer out, or "
+            "keep the examples first there"
+        )
+
+
 def _split(graph: Graph, layer: Layer, mode: Mode, consumer: Operation | None, start: str) -> Split:
     depends_on_input = {graph.input, *(operation.name for operation in graph.below(graph.input))}
     depends_on_start = {start, *(operation.name for operation in graph.below(start))}
@@ -66,5 +79,7 @@ def _split(graph: Graph, layer: Layer, mode: Mode, consumer: Operation | None, s
         for name in operation.refs
         if name in depends_on_input - depends_on_start
     )
+    for name in side:
+        _check_examples_first(graph, layer, name)
     suffix = graph.needed_for((graph.output,), known=(start, *side))
     return Split(mode, layer, consumer, start, suffix, tuple(side))
