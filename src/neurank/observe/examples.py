@@ -59,7 +59,7 @@ def check_examples(data: Iterable[Batch], device: torch.device) -> Examples:
     Raises
     ------
     DataError
-        If the data is empty, has no labels, or differs between two passes.
+        If the data is empty, has no labels, holds NaN, or differs between two passes.
 
     Example
     -------
@@ -77,6 +77,7 @@ def check_examples(data: Iterable[Batch], device: torch.device) -> Examples:
     largest = -1
     for number, batch in enumerate(data, start=1):
         inputs, targets = _checked(batch, number)
+        _check_finite(inputs, number)
         digests.append(_digest(inputs, targets))
         count += len(targets)
         largest = max(largest, int(targets.max()))
@@ -120,6 +121,14 @@ def _checked(batch: object, number: int) -> Batch:
             "unlabelled examples out of the data"
         )
     return inputs, targets.to(torch.int64)
+
+
+def _check_finite(inputs: Tensor, number: int) -> None:
+    if not bool(torch.isfinite(inputs).all()):
+        raise DataError(
+            f"batch {number} has inputs that are NaN or infinite: clean the data, or leave those "
+            "examples out"
+        )
 
 
 def _digest(inputs: Tensor, targets: Tensor) -> str:
