@@ -10,6 +10,7 @@
     activation with f(0) ≠ 0 behind the unit lives on, as a constant.
 """
 
+from math import prod
 from typing import Literal, get_args
 
 import torch
@@ -74,7 +75,8 @@ def unit_view(read: Tensor, units: int) -> Tensor:
     tensor([[[0, 1, 2, 3],
              [4, 5, 6, 7]]])
     """
-    return read.reshape(len(read), units, -1)
+    positions = prod(read.shape[1:]) // units
+    return read.reshape(len(read), units, positions)
 
 
 def _means(layer: Layer, runner: Runner, examples: Examples) -> Tensor:
