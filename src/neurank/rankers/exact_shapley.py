@@ -1,5 +1,6 @@
 """Exact Shapley values by the per-example null-player reduction."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -84,12 +85,13 @@ class ExactShapley:
         """Refuse at the first batch that shows what the whole would cost."""
         if not seen:
             return
-        expected = coalitions / seen * observer.examples.count
+        expected = coalitions * observer.examples.count // seen
         operations = expected * game.operations_per_coalition
         if operations > self.max_operations:
             raise MethodError(
-                f"exact Shapley values of layer {game.layer!r} would take about {expected:.1e} "
-                f"coalitions, {operations:.1e} operations, more than max_operations="
+                f"exact Shapley values of layer {game.layer!r} would take about "
+                f"{_scientific(expected)} coalitions, {_scientific(operations)} operations, more "
+                f"than max_operations="
                 f"{self.max_operations:.0e}: up to {int(game.active.sum(dim=1).max())} of "
                 f"{game.units} units are active on one example. Use PermutationShapley(), which "
                 "estimates the same scores with standard errors, or fewer examples, or raise "
@@ -136,6 +138,11 @@ def _coalitions(game: Game) -> int:
     return sum(
         int(count) << int(k) for k, count in zip(players.tolist(), examples.tolist(), strict=True)
     )
+
+
+def _scientific(number: int) -> str:
+    """Write a whole number like 1.3e+08, however large: 2^2000 is beyond a float."""
+    return f"{number:.1e}" if number < 1e300 else f"1e+{math.floor(math.log10(number))}"
 
 
 def _shapley(game: Game) -> tuple[PerUnit, Ends]:
