@@ -50,6 +50,10 @@ class Recall:
 
     label: int
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.label, int) or self.label < 0:
+            raise MethodError(f"Recall({self.label!r}): a class index from 0 on is needed")
+
     def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return 1.0 or 0.0 per example."""
         return Accuracy()(outputs, targets)

@@ -81,6 +81,11 @@ def rank(
         )
     if not isinstance(seed, int) or seed < 0:
         raise MethodError(f"seed={seed!r}: a whole number from 0 on is needed")
+    if isinstance(value, type) or not (value is None or callable(value)):
+        raise MethodError(
+            f"value={value!r} is not a value: pass an instance, such as Recall(3), or a function "
+            "(outputs, targets) -> (examples,)"
+        )
     worth = Accuracy() if value is None else value
     where = torch.device(device) if device is not None else _device_of(model)
     with evaluating(model):
