@@ -52,21 +52,6 @@ class Head:
         return base.contiguous(), contributions.contiguous()
 
 
-def stays_finite(head: Head, base: Tensor, contributions: Tensor) -> bool:
-    """Whether no coalition can overflow anywhere in the head, which the kernels do not check.
-
-    A bound: no number grows beyond the sum of all magnitudes times each matrix's largest row.
-    """
-    largest = float(base.abs().max()) + float(contributions.abs().sum(dim=1).max())
-    for matrix, bias in head.leading:
-        grows = matrix.abs() if matrix.ndim == 1 else matrix.abs().sum(dim=1)
-        largest = largest * float(grows.max()) + float(bias.abs().max())
-    net = head.perceptron
-    room = max(1.0, float(np.abs(net.matrices).max(initial=0.0)) * int(net.widths.max()))
-    largest = (largest + float(np.abs(net.biases).max(initial=0.0))) * room ** (len(net.widths) - 1)
-    return largest < torch.finfo(base.dtype).max / 4
-
-
 @dataclass
 class _Reader:
     """The state while the suffix is read from top to bottom.
