@@ -35,8 +35,9 @@ FLATTENING = frozenset({"flatten", "view", "reshape", "unsafe_view"})
 
 
 def _pools_positions(operation: Operation, before: tuple[int | None, ...]) -> bool:
-    """Whether every axis behind the channels is pooled: with one axis less torch takes the units
-    for positions and the examples for channels.
+    """Whether it pools all axes behind the channels, and only those.
+
+    Of a tensor with one axis less torch takes the units for positions.
     """
     dimensions = int(operation.kind[-2])
     pooled = len(before) == dimensions + 2
