@@ -38,14 +38,14 @@ class Game(ABC):
     Attributes
     ----------
     layer : dotted name of the layer.
-    first_example : number of the batch's first example in the data.
+    numbers : (examples,) the place of each example in the data, whatever the batches.
     value : the per-example value.
     targets : (examples,) class indices.
     active : (examples, units) bool, False for null players.
     """
 
     layer: str
-    first_example: int
+    numbers: Tensor
     value: Value
     targets: Tensor
     active: Tensor
@@ -79,6 +79,13 @@ class Game(ABC):
     def compiled(self) -> bool:
         """Whether `exact` is there: a kernel that walks power sets by itself."""
         return False
+
+    @property
+    def exact_coalitions(self) -> int:
+        """Number of coalitions that exact values take: 2^k per example, however large."""
+        players, examples = torch.unique(self.active.sum(dim=1), return_counts=True)
+        pairs = zip(players.tolist(), examples.tolist(), strict=True)
+        return sum(int(count) << int(k) for k, count in pairs)
 
     @property
     def examples(self) -> int:
@@ -136,7 +143,8 @@ class Game(ABC):
 
     def evaluate(self, rows: Tensor, logits: Tensor) -> Tensor:
         """Turn logits into values, refusing NaN by name."""
-        where = f"with units of layer {self.layer!r} off, on examples from {self.first_example} on"
+        first = int(self.numbers[0])
+        where = f"with units of layer {self.layer!r} off, on the batch from example {first} on"
         return evaluate(self.value, logits, self.targets[rows], where)
 
     @property

@@ -6,6 +6,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from neurank.errors import UnitError
+
 
 @contextmanager
 def units_off(model: nn.Module, layer: str, off: Tensor) -> Iterator[None]:
@@ -17,16 +19,28 @@ def units_off(model: nn.Module, layer: str, off: Tensor) -> Iterator[None]:
     layer : dotted name of a convolution or linear layer.
     off : (examples, units) bool, True = the unit's output, weights and bias together, is 0.
 
+    Raises
+    ------
+    UnitError
+        If the layer does not compute these units on these examples.
+
     Example
     -------
+    >>> import torch
     >>> model = nn.Sequential(nn.Linear(1, 2))
     >>> with units_off(model, "0", torch.tensor([[True, False]])):
-    ...     float(model(torch.ones(1, 1))[0, 0])
-    0.0
+    ...     bool(model(torch.ones(1, 1))[0, 0] == 0)
+    True
     """
 
     def zero(module: nn.Module, arguments: Any, output: Tensor) -> Tensor:  # noqa: ARG001 (torch's signature)
-        shape = (len(off), off.shape[1], *([1] * (output.ndim - 2)))
+        if output.shape[:2] != off.shape:
+            raise UnitError(
+                f"layer {layer!r} returned a tensor of shape {tuple(output.shape)} where "
+                f"{len(off)} examples x {off.shape[1]} units were given: forward() hands it "
+                "another number of examples, so its units cannot be switched off"
+            )
+        shape = (*off.shape, *([1] * (output.ndim - 2)))
         return output.masked_fill(off.reshape(shape), 0)
 
     handle = model.get_submodule(layer).register_forward_hook(zero)
@@ -44,6 +58,7 @@ def calls_recorded(model: nn.Module) -> Iterator[dict[str, list[Tensor]]]:
 
     Example:
     -------
+    >>> import torch
     >>> model = nn.Sequential(nn.Linear(1, 2), nn.ReLU())
     >>> with calls_recorded(model) as calls:
     ...     _ = model(torch.ones(3, 1))

@@ -11,12 +11,13 @@ from torch import Tensor, nn
 from neurank.errors import DataError, ModelError, UnitError
 from neurank.files import Json, tensors_digest
 from neurank.observe.additive import AdditiveGame, contribute
+from neurank.observe.bounds import stays_finite
 from neurank.observe.examples import Batch, Examples, check_examples
 from neurank.observe.execution import Runner, runner
 from neurank.observe.game import FullGame, Game, SuffixGame
-from neurank.observe.head import perceptron_head
+from neurank.observe.head import Head, read_head
 from neurank.observe.hooks import calls_recorded
-from neurank.observe.kernels.perceptron import Perceptron
+from neurank.observe.outputs import OutputGame
 from neurank.observe.removal import Removal, off_values, unit_view
 from neurank.observe.switchboard import Switchboard, switchboard
 from neurank.observe.value import Value, counted, is_accuracy
@@ -103,9 +104,11 @@ class TracedObserver(Observer):
     def way(self, layer: str) -> str:
         """Say how coalitions of the layer become logits, for the records."""
         split = self._split(layer)
+        if self._has_closed_form(split):
+            return "outputs, closed form for exact values"
         if split.consumer is None:
             return "suffix"
-        compiled = is_accuracy(self.value) and perceptron_head(split, self.runner) is not None
+        compiled = is_accuracy(self.value) and read_head(split, self.runner) is not None
         return "additive, compiled" if compiled else "additive"
 
     def switchboard(self, layer: str) -> Switchboard:
@@ -117,7 +120,7 @@ class TracedObserver(Observer):
         off = off_values(self.removal, split.layer, self.runner, self.examples)
         head = None
         if split.consumer is not None and is_accuracy(self.value):
-            head = perceptron_head(split, self.runner)
+            head = read_head(split, self.runner)
         first = 0
         for inputs, targets in self.examples:
             yield self._play(split, off, head, inputs, targets, first)
@@ -127,7 +130,7 @@ class TracedObserver(Observer):
         self,
         split: Split,
         off: Tensor,
-        head: Perceptron | None,
+        head: Head | None,
         inputs: Tensor,
         targets: Tensor,
         first: int,
@@ -144,9 +147,10 @@ class TracedObserver(Observer):
             )
         on = unit_view(read, layer.width)
         shape = tuple(read.shape[1:])
+        numbers = first + torch.nonzero(wanted)[:, 0].cpu()
         common: dict[str, Any] = {
             "layer": layer.name,
-            "first_example": first,
+            "numbers": numbers,
             "value": self.value,
             "targets": targets[wanted],
             "split": split,
@@ -157,10 +161,22 @@ class TracedObserver(Observer):
             "side": dict(zip(split.side, side, strict=True)),
         }
         if split.consumer is None:
-            return SuffixGame(active=(on != off).any(dim=2), **common)
+            game = OutputGame if self._has_closed_form(split) else SuffixGame
+            return game(active=(on != off).any(dim=2), **common)
         base, added = contribute(split.consumer, self.runner, on - off, off, shape)
         active = (added.flatten(2) != 0).any(dim=2)
+        if head is not None and not self._stays_finite(split, base, added):
+            head = None  # the path that looks at every number says which coalition overflows
         return AdditiveGame(active=active, base=base, contributions=added, head=head, **common)
+
+    def _stays_finite(self, split: Split, base: Tensor, added: Tensor) -> bool:
+        """Whether the compiled kernels, which look for no NaN, will meet none."""
+        largest = base.abs().double() + added.abs().double().sum(dim=1)
+        peak = float(largest.max()) if len(largest) else 0.0
+        return stays_finite(split.suffix, self.runner, peak)
+
+    def _has_closed_form(self, split: Split) -> bool:
+        return split.layer.is_output and is_accuracy(self.value)
 
     def _split(self, layer: str) -> Split:
         return split_at(self.space.graph, self.space[layer])
@@ -204,13 +220,13 @@ class HookedObserver(Observer):
         first = 0
         for inputs, targets in self.examples:
             wanted = counted(self.value, targets)
-            count = int(wanted.sum())
+            numbers = first + torch.nonzero(wanted)[:, 0].cpu()
             yield FullGame(
                 layer=layer,
-                first_example=first,
+                numbers=numbers,
                 value=self.value,
                 targets=targets[wanted],
-                active=torch.ones(count, self.widths[layer], dtype=torch.bool),
+                active=torch.ones(len(numbers), self.widths[layer], dtype=torch.bool),
                 model=self.model,
                 inputs=inputs[wanted],
             )
@@ -234,9 +250,11 @@ def observe(
     DataError
         If the data is empty, unlabelled, not repeatable, or has labels beyond the outputs.
     ModelError
-        If the model gives different outputs for the same inputs, NaN, or no logits; if it cannot
-        be traced and `removal` is not ``"parameters"``; if the trace is not the model.
+        If the model is wrapped; if its weights or outputs are NaN, or its outputs no logits; if it
+        gives different outputs for the same inputs, or other inputs beside them; if it cannot be
+        traced and `removal` is not ``"parameters"``; if the trace is not the model.
     """
+    _check_weights(model)
     examples = check_examples(data, device)
     own_device = _device_of(model)
     inputs, _ = next(iter(examples))
@@ -247,6 +265,7 @@ def observe(
             f"{outputs.shape[1]} outputs, classes 0 to {outputs.shape[1] - 1}: check the labels, "
             "or that this is the model for this data"
         )
+    _check_rows_apart(model, inputs.to(own_device), outputs)
     common: dict[str, Any] = {
         "model": model,
         "examples": examples,
@@ -261,6 +280,8 @@ def observe(
         if removal != "parameters":
             raise
         widths = _hooked_widths(model, inputs.to(own_device))
+        if not widths:
+            raise
         return HookedObserver(widths=widths, reason=str(error), **common)
     watching = TracedObserver(
         space=unit_space(graph, model), runner=runner(graph, model, device), **common
@@ -271,6 +292,8 @@ def observe(
 
 def choose_layers(observer: Observer, layers: Sequence[str] | None) -> tuple[str, ...]:
     """Return the layers to rank: those named, or all that have units, in execution order."""
+    if layers is not None and not len(layers):
+        raise UnitError("layers=[] names no layer: name some, or pass None for all that have units")
     if isinstance(layers, str):
         raise UnitError(f"layers={layers!r} is one name: write layers=[{layers!r}]")
     if isinstance(observer, TracedObserver):
@@ -312,21 +335,69 @@ def _device_of(model: nn.Module) -> torch.device:
     return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
 
 
+def _check_weights(model: nn.Module) -> None:
+    """Refuse wrappers that run the network elsewhere, and weights that no score can come from."""
+    for name, module in model.named_modules():
+        is_compiled = hasattr(module, "_orig_mod")
+        if is_compiled or isinstance(module, nn.DataParallel):
+            inner = "_orig_mod" if is_compiled else "module"
+            where = f"its part {name!r}" if name else "the model"
+            raise ModelError(
+                f"{where} is wrapped in {type(module).__name__}, inside which units cannot be "
+                f"switched off: pass the network itself, which is the wrapper's .{inner} and "
+                "shares its weights"
+            )
+    for name, parameter in model.named_parameters():
+        if not bool(torch.isfinite(parameter).all()):
+            raise ModelError(
+                f"the parameter {name!r} holds NaN or infinite values: nothing can be ranked by "
+                "what it computes. Load sound weights, or train again with a smaller learning rate"
+            )
+
+
+def _check_rows_apart(model: nn.Module, inputs: Tensor, outputs: Tensor) -> None:
+    """Refuse a model whose answer for an example hangs on the examples beside it.
+
+    Coalitions of one example are run as one batch, so what a unit is worth would hang on them too.
+    """
+    twice = inputs[:1].repeat_interleave(2, dim=0)
+    try:
+        with torch.inference_mode():
+            found = logits_of(model(twice))
+    except Exception as error:
+        raise ModelError(
+            f"the model runs on a batch of {len(inputs)} examples but not on 2 ({error}): it may "
+            "hold the batch size as a number. Write x.view(x.size(0), ...) or x.flatten(1) instead"
+        ) from error
+    if not _close(found, outputs[:1].expand_as(found)):
+        raise ModelError(
+            "the model's answer for an example changes with the other examples of its batch: "
+            "give BatchNorm running statistics (track_running_stats=True), and branch on nothing "
+            "and compute nothing over the whole batch in forward()"
+        )
+
+
+def _close(found: Tensor, wanted: Tensor) -> bool:
+    return _relative_error(found, wanted) <= TOLERANCE.get(wanted.dtype, ROUGH_TOLERANCE)
+
+
+def _relative_error(found: Tensor, wanted: Tensor) -> float:
+    scale = float(wanted.abs().max()) or 1.0
+    return float((found - wanted).abs().max()) / scale
+
+
 def _repeatable_outputs(model: nn.Module, inputs: Tensor) -> Tensor:
     """Run the model twice on one batch; refuse what is random, not finite or not logits."""
     with torch.inference_mode():
-        first, second = (logits_of(model(inputs)) for _ in range(2))
+        # Copies, since forward() may overwrite its input, which is the user's.
+        first, second = (logits_of(model(inputs.clone())) for _ in range(2))
     if not isinstance(first, Tensor) or first.ndim != 2 or len(first) != len(inputs):
         shape = tuple(first.shape) if isinstance(first, Tensor) else type(first).__name__
         raise ModelError(
             f"the model returns {shape} for {len(inputs)} examples: logits of shape "
             f"({len(inputs)}, classes) are needed"
         )
-    if not bool(torch.isfinite(first).all()):
-        raise ModelError(
-            "the model's outputs are NaN or infinite on the first batch, with every unit on: "
-            "check the weights and the scale of the inputs"
-        )
+    _check_finite(first, "on the first batch")
     if not torch.equal(first, second):
         raise ModelError(
             "the model gives two different outputs for the same inputs, although it is in "
@@ -335,16 +406,25 @@ def _repeatable_outputs(model: nn.Module, inputs: Tensor) -> Tensor:
     return first
 
 
+def _check_finite(outputs: Tensor, where: str) -> None:
+    if not bool(torch.isfinite(outputs).all()):
+        raise ModelError(
+            f"the model's outputs are NaN or infinite {where}, with every unit on: check the "
+            "weights and the scale of the inputs"
+        )
+
+
 def _check_trace(observer: TracedObserver, device: torch.device) -> None:
     """Compare the traced pass with the module itself on the first and the last batch."""
     batches = [inputs for inputs, _ in _ends(observer.examples)]
     for inputs in batches:
         with torch.inference_mode():
-            wanted = logits_of(observer.model(inputs.to(device))).to(inputs.device)
+            wanted = logits_of(observer.model(inputs.to(device).clone())).to(inputs.device)
             (found,) = observer.runner.forward(inputs)
-        scale = float(wanted.abs().max()) or 1.0
-        error = float((found - wanted).abs().max()) / scale
-        if not error <= TOLERANCE.get(wanted.dtype, ROUGH_TOLERANCE):
+        which = "last" if inputs is batches[-1] else "first"
+        _check_finite(wanted, f"on the {which} batch")
+        if not _close(found, wanted):
+            error = _relative_error(found, wanted)
             raise ModelError(
                 f"the traced forward pass differs from the model by {error:.1e} of its largest "
                 "output: forward() does something that depends on the data or on hidden state. "
@@ -363,11 +443,27 @@ def _ends(examples: Examples) -> list[Batch]:
 
 
 def _hooked_widths(model: nn.Module, inputs: Tensor) -> dict[str, int]:
-    """Find the layers that run exactly once and are not the model's outputs."""
+    """Find the layers that run exactly once, on weights of their own, before the outputs."""
     with torch.inference_mode(), calls_recorded(model) as calls:
-        outputs = logits_of(model(inputs))
+        outputs = logits_of(model(inputs.clone()))
     return {
         name: int(results[0].shape[1])
         for name, results in calls.items()
-        if len(results) == 1 and results[0].ndim in (2, 4) and not torch.equal(results[0], outputs)
+        if len(results) == 1
+        and _has_units_on_axis_1(model.get_submodule(name), results[0])
+        and not _is_shared(name, model)
+        and not torch.equal(results[0], outputs)
     }
+
+
+def _has_units_on_axis_1(module: nn.Module, result: Tensor) -> bool:
+    """Whether the layer keeps the examples apart on axis 0 and its units on axis 1."""
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    return result.ndim == weight.ndim and result.shape[1] == len(weight)
+
+
+def _is_shared(layer: str, model: nn.Module) -> bool:
+    weight = model.get_submodule(layer).weight
+    named = model.named_parameters(remove_duplicate=False)
+    return sum(parameter is weight for _, parameter in named) > 1

@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 
 
 def own_orders(
-    seed: int, repetition: int, first_example: int, active: NDArray[np.bool_]
+    seed: int, repetition: int, numbers: NDArray[np.int64], active: NDArray[np.bool_]
 ) -> NDArray[np.int64]:
     """Draw for each example an order of its active units, uniformly and independently.
 
@@ -16,7 +16,7 @@ def own_orders(
     Parameters
     ----------
     seed, repetition : which draw.
-    first_example : number of the first of these examples in the data.
+    numbers : (examples,) the place of each example in the data.
     active : (examples, units).
 
     Returns
@@ -26,11 +26,11 @@ def own_orders(
 
     Example
     -------
-    >>> own_orders(0, 0, 0, np.array([[True, False, True]])).tolist()[0][2]
+    >>> own_orders(0, 0, np.array([0]), np.array([[True, False, True]])).tolist()[0][2]
     -1
     """
     key = np.random.SeedSequence([seed, repetition]).generate_state(1, np.uint64)[0]
-    return _shuffle(key, np.uint64(first_example), active)
+    return _shuffle(key, numbers.astype(np.uint64), active)
 
 
 def reversed_orders(orders: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -48,11 +48,11 @@ def reversed_orders(orders: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 @numba.njit(cache=True)
-def _shuffle(key, first_example, active):
+def _shuffle(key, numbers, active):
     examples, units = active.shape
     orders = np.full((examples, units), -1, np.int64)
     for example in range(examples):
-        state = _mix(key ^ _mix(first_example + np.uint64(example)))
+        state = _mix(key ^ _mix(numbers[example]))
         players = 0
         for unit in range(units):
             if active[example, unit]:

@@ -121,7 +121,8 @@ class PermutationShapley:
         return marginals, played[0][1]
 
     def _orders(self, game: Game, seed: int, repetition: int) -> Iterator[NDArray[np.int64]]:
-        orders = own_orders(seed, repetition, game.first_example, game.active.cpu().numpy())
+        numbers, active = game.numbers.numpy(), game.active.cpu().numpy()
+        orders = own_orders(seed, repetition, numbers, active)
         yield orders
         if self.antithetic:
             yield reversed_orders(orders)
