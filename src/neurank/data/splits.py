@@ -99,11 +99,13 @@ class Split:
         >>> split.subset([3, 0]).targets.tolist(), split.subset(slice(0, 4, 2)).targets.tolist()
         ([1, 0], [0, 2])
         """
-        if isinstance(rows, slice):
-            return self._picked(self.inputs[rows], self.targets[rows], _slice_text(rows))
-        index = _row_index(rows, self.examples, self.name)
-        picked = f"{len(index)} rows"
-        return self._picked(self.inputs[index], self.targets[index], picked)
+        if not isinstance(rows, slice):
+            index = _row_index(rows, self.examples, self.name)
+            return self._picked(self.inputs[index], self.targets[index], f"{len(index)} rows")
+        if rows.step is not None and rows.step < 0:  # which tensors do not take
+            backwards = torch.tensor(range(self.examples)[rows], dtype=torch.int64)
+            return self._picked(self.inputs[backwards], self.targets[backwards], _text(rows))
+        return self._picked(self.inputs[rows], self.targets[rows], _text(rows))
 
     def first(self, examples: int) -> "Split":
         """Keep the first `examples` examples.
@@ -239,7 +241,7 @@ def _row_index(rows: Sequence[int] | Tensor, examples: int, name: str) -> Tensor
     return index
 
 
-def _slice_text(rows: slice) -> str:
+def _text(rows: slice) -> str:
     bounds = (rows.start, rows.stop) if rows.step is None else (rows.start, rows.stop, rows.step)
     return ":".join("" if bound is None else str(bound) for bound in bounds)
 

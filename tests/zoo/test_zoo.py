@@ -1,0 +1,25 @@
+import pytest
+import torch
+
+from neurank import zoo
+from neurank.errors import ModelError
+
+
+def test_every_network_is_found_by_the_name_of_its_function():
+    assert {name: factory.__name__ for name, factory in zoo.FACTORIES.items()} == {
+        "lenet": "lenet",
+        "digits_net": "digits_net",
+    }
+    assert all(zoo.by_name(name) is factory for name, factory in zoo.FACTORIES.items())
+
+
+def test_an_unknown_name_lists_the_known_ones():
+    with pytest.raises(ModelError, match="'resnet': give one of lenet, digits_net"):
+        zoo.by_name("resnet")
+
+
+@pytest.mark.parametrize("name", list(zoo.FACTORIES))
+def test_every_network_builds_without_arguments(name):
+    model = zoo.by_name(name)()
+    side = {"lenet": 28, "digits_net": 8}[name]
+    assert model(torch.zeros(2, 1, side, side)).shape == (2, 10)
