@@ -121,11 +121,14 @@ class Plan:
         Examples
         --------
         >>> Plan({"fc1": (0, 2)}, {"fc1": 3}).to_json()
-        {'keep': {'fc1': [0, 2]}, 'widths': {'fc1': 3}, 'source': {}}
+        {'layers': [{'name': 'fc1', 'units': 3, 'keep': [0, 2]}], 'source': {}}
         """
         return {
-            "keep": {layer: list(kept) for layer, kept in self.keep.items()},
-            "widths": dict(self.widths),
+            # a list, since a file does not keep the order of a mapping
+            "layers": [
+                {"name": layer, "units": self.widths[layer], "keep": list(kept)}
+                for layer, kept in self.keep.items()
+            ],
             "source": dict(self.source),
         }
 
@@ -140,18 +143,23 @@ class Plan:
 
         Examples
         --------
-        >>> Plan.from_json({"keep": {"fc1": [0, 2]}, "widths": {"fc1": 3}}).removed("fc1")
-        (1,)
+        >>> Plan.from_json({"layers": [{"name": "fc1", "units": 3, "keep": [0, 2]}]})
+        Plan for 1 layer
+        layer  units  kept  which
+        fc1    3      2     0 2
         """
-        parts = value if isinstance(value, Mapping) else {}
-        keep, widths = parts.get("keep"), parts.get("widths")
-        source = parts.get("source", {})
-        if not all(isinstance(part, Mapping) for part in (keep, widths, source)):
+        try:
+            parts: Any = value
+            entries = {entry["name"]: entry for entry in parts["layers"]}
+            keep = {name: entry["keep"] for name, entry in entries.items()}
+            widths = {name: entry["units"] for name, entry in entries.items()}
+            source = parts.get("source", {})
+        except (AttributeError, KeyError, TypeError) as error:
             raise PlanError(
-                "this is no plan: it needs the mappings 'keep' and 'widths', as Plan.to_json "
-                "returns them"
-            )
-        return cls(keep, widths, source)  # type: ignore[arg-type]  # checked when it is made
+                f"this is no plan ({error!r}): it needs a list 'layers' of name, units and keep, "
+                "as Plan.to_json returns it"
+            ) from error
+        return cls(keep, widths, source)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Let copy.deepcopy work, which the read-only mappings alone do not allow."""

@@ -1,0 +1,164 @@
+"""The check that the condensed network is the masked one: same outputs on real batches.
+
+The masked network is the original with every unit that the plan removes switched off at once. What
+its consumers receive instead is what the ORIGINAL network gives: 0, or the unit's mean there, or
+the constant of its BatchNorm there; the mean of a later layer does not follow what the removal of
+earlier units does to it.
+"""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from neurank.condense.plan import Plan
+from neurank.condense.surgery import cut_layers
+from neurank.errors import CondenseError
+from neurank.modes import evaluating
+from neurank.observe.execution import Runner
+from neurank.observe.removal import unit_view
+from neurank.units.space import Layer, UnitSpace
+from neurank.units.trace import logits_of
+
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5}
+"""How far condensed and masked outputs may differ, relative to the largest masked output."""
+ROUGH_TOLERANCE = 2e-2
+"""The same for half precision, whose sums round at every step."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """How far the condensed network is from the masked one.
+
+    Attributes
+    ----------
+    max_error : max |condensed − masked| / max |masked| over the logits of all examples compared.
+    tolerance : what it was allowed to be.
+    examples : how many examples were compared.
+    seconds : how long it took, wall clock.
+    """
+
+    max_error: float
+    tolerance: float
+    examples: int
+    seconds: float
+
+    def __str__(self) -> str:
+        """Say it in a line."""
+        return (
+            f"condensed = masked to {self.max_error:.1e} of the largest output "
+            f"({self.examples} examples, {self.tolerance:.0e} allowed)"
+        )
+
+
+def masked_logits(
+    plan: Plan, space: UnitSpace, off: Mapping[str, Tensor], runner: Runner, inputs: Tensor
+) -> Tensor:
+    """Run the original network with the plan's units off.
+
+    Parameters
+    ----------
+    plan : which units are removed.
+    space, runner : the original network.
+    off : by layer, (units, positions), what consumers receive from units that are off.
+    inputs : a batch.
+
+    Returns
+    -------
+    Tensor
+        (examples, classes).
+    """
+    read_at = {layer.read: layer for layer in cut_layers(plan, space)}
+    graph = space.graph
+    results = {graph.input: inputs}
+    for operation in graph.needed_for((graph.output,)):
+        results = runner.run((operation,), results, len(inputs))
+        layer = read_at.get(operation.name)
+        if layer is not None:
+            read = results[operation.name]
+            removed = plan.removed(layer.name)
+            results[operation.name] = _switched_off(read, layer, removed, off[layer.name])
+    return results[graph.output]
+
+
+def verify(
+    small: nn.Module,
+    plan: Plan,
+    space: UnitSpace,
+    off: Mapping[str, Tensor],
+    runner: Runner,
+    batches: Sequence[Tensor],
+) -> Check:
+    """Compare the condensed network with the masked one, in evaluation mode.
+
+    Parameters
+    ----------
+    small : the condensed network.
+    plan, space, off, runner : as for `masked_logits`.
+    batches : inputs; the comparison is made at two batch sizes at least.
+
+    Raises
+    ------
+    CondenseError
+        If they differ by more than `TOLERANCE`, or in shape, with the number.
+    """
+    started = time.perf_counter()
+    device = next((tensor.device for tensor in small.parameters()), torch.device("cpu"))
+    largest = difference = 0.0
+    examples = 0
+    dtype = torch.float32
+    with evaluating(small), torch.inference_mode(), _full_precision(device):
+        for inputs in _two_sizes(batches):
+            wanted = masked_logits(plan, space, off, runner, inputs)
+            found = logits_of(small(inputs.to(device))).to(wanted.device)
+            if found.shape != wanted.shape:
+                raise CondenseError(
+                    f"the condensed network returns {tuple(found.shape)} for {len(inputs)} "
+                    f"examples, the masked one {tuple(wanted.shape)}: forward() depends on the "
+                    "number of units in a way that the trace does not show"
+                )
+            exact = wanted.to(torch.float64)
+            largest = max(largest, float(exact.abs().max()))
+            difference = _larger(difference, float((found.to(torch.float64) - exact).abs().max()))
+            examples += len(inputs)
+            dtype = wanted.dtype
+    error = difference / (largest or 1.0)
+    tolerance = TOLERANCE.get(dtype, ROUGH_TOLERANCE)
+    if not error <= tolerance:  # NaN is not
+        raise CondenseError(
+            f"the condensed network differs from the masked one by {error:.1e} of the largest "
+            f"output, where {tolerance:.0e} is allowed: forward() depends on the number of units "
+            "in a way that the trace does not show, or computes in lower precision than its "
+            "weights. The model is untouched"
+        )
+    return Check(error, tolerance, examples, time.perf_counter() - started)
+
+
+def _switched_off(read: Tensor, layer: Layer, removed: Sequence[int], off: Tensor) -> Tensor:
+    masked = unit_view(read, layer.width).clone()
+    masked[:, list(removed)] = off[list(removed)].to(masked.dtype)
+    return masked.reshape(read.shape)
+
+
+def _two_sizes(batches: Sequence[Tensor]) -> Iterator[Tensor]:
+    """Yield the batches and, where all are of one size, part of the first (or it twice over)."""
+    yield from batches
+    if len({len(inputs) for inputs in batches}) == 1:
+        first = batches[0]
+        yield first[: len(first) // 2] if len(first) > 1 else torch.cat([first, first])
+
+
+def _larger(one: float, other: float) -> float:
+    """Return the larger number; NaN, which no comparison sees, is the largest."""
+    return other if not other <= one else one
+
+
+@contextmanager
+def _full_precision(device: torch.device) -> Iterator[None]:
+    """Keep CUDA convolutions from rounding their factors to 10 bits (TF32), torch's default."""
+    flags = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
+    with flags if device.type == "cuda" else nullcontext():
+        yield
