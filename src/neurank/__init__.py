@@ -2,30 +2,46 @@
 
 __version__ = "0.1.0"
 
-from neurank import data, zoo
+from neurank import data, errors, zoo
 from neurank.agreement import Agreement, compare
+from neurank.condense.condensed import Condensed, condense
+from neurank.condense.load import load
+from neurank.condense.plan import Plan, plan
+from neurank.condense.retrain import retrain
 from neurank.observe.value import Accuracy, Margin, NegativeLoss, Recall
 from neurank.rankers.exact_shapley import ExactShapley
+from neurank.rankers.importance_switch import ImportanceSwitch
 from neurank.rankers.permutation_shapley import PermutationShapley
 from neurank.rankers.random_score import RandomScore
 from neurank.rankers.rank import rank
 from neurank.rankers.weight_norm import WeightNorm
 from neurank.ranking import LayerRanking, Ranking
+from neurank.training import error_rate, fit
 
 __all__ = [
     "Accuracy",
     "Agreement",
+    "Condensed",
     "ExactShapley",
+    "ImportanceSwitch",
     "LayerRanking",
     "Margin",
     "NegativeLoss",
     "PermutationShapley",
+    "Plan",
     "RandomScore",
     "Ranking",
     "Recall",
     "WeightNorm",
     "compare",
+    "condense",
     "data",
+    "error_rate",
+    "errors",
+    "fit",
+    "load",
+    "plan",
     "rank",
+    "retrain",
     "zoo",
 ]

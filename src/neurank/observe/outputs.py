@@ -46,12 +46,12 @@ class OutputGame(SuffixGame):
         for target_on in (True, False):
             score = (on if target_on else off)[rows, targets][:, None]
             lost_on, lost_off = (_beats(other, score, targets) & ~own for other in (on, off))
-            possible = ~(lost_on & lost_off).any(axis=1)
+            possible = np.logical_not((lost_on & lost_off).any(axis=1, keepdims=True))
             needed = (lost_off & ~lost_on) | (own & target_on)
             banned = (lost_on & ~lost_off) | (own & (not target_on))
-            shapley += possible[:, None] * _conjunction(needed, banned)
+            shapley += possible * _conjunction(needed, banned)
             wins = banned.sum(axis=1) if target_on else needed.sum(axis=1)
-            ends[:, int(target_on)] = possible & (wins == 0)
+            ends[:, int(target_on)] = possible[:, 0] & (wins == 0)
         return shapley, ends
 
 
@@ -60,7 +60,8 @@ def _beats(
 ) -> NDArray[np.bool_]:
     """Whether each output, (examples, outputs), wins against the target's score; low ones ties."""
     earlier = np.arange(others.shape[1])[None, :] < targets[:, None]
-    return (others > score) | ((others == score) & earlier)
+    wins: NDArray[np.bool_] = (others > score) | ((others == score) & earlier)
+    return wins
 
 
 def _conjunction(needed: NDArray[np.bool_], banned: NDArray[np.bool_]) -> PerUnit:

@@ -59,7 +59,7 @@ class ExactShapley:
         coalitions = 0
         seen = 0
         for game in observer.games(layer):
-            coalitions += _coalitions(game)
+            coalitions += game.exact_coalitions
             seen += game.examples
             self._check_cost(coalitions, seen, observer, game)
             moments.add(*_shapley(game))
@@ -130,14 +130,6 @@ def _weights(players: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         left[size] = joined[size + 1] = weight
         weight *= (size + 1) / max(players - size - 1, 1)
     return joined, left
-
-
-def _coalitions(game: Game) -> int:
-    """Count the coalitions of a batch: 2^k per example, exact however large."""
-    players, examples = torch.unique(game.active.sum(dim=1), return_counts=True)
-    return sum(
-        int(count) << int(k) for k, count in zip(players.tolist(), examples.tolist(), strict=True)
-    )
 
 
 def _scientific(number: int) -> str:
