@@ -202,7 +202,13 @@ def dirichlet_kl(phi: Tensor, alpha: float) -> Tensor:
         - torch.lgamma(phi).sum()
         + units * torch.lgamma(prior)
     )
-    return normalisers + ((phi - prior) * (torch.digamma(phi) - torch.digamma(total))).sum()
+    return normalisers + ((phi - prior) * (_digamma(phi) - _digamma(total))).sum()
+
+
+def _digamma(x: Tensor) -> Tensor:
+    """Return ψ(x) with the derivative ψ'(x) = ζ(2, x): torch's own is off by up to 5e-10 of it."""
+    fixed = x.detach()
+    return torch.digamma(fixed) + torch.special.zeta(2, fixed) * (x - fixed)
 
 
 def cross_entropy(batch: SwitchedBatch, switch: Tensor) -> Tensor:
