@@ -193,7 +193,7 @@ def _training_pass(model: nn.Module, inputs: Tensor) -> dict[str, Tensor]:
     devices = [inputs.device] if inputs.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices), torch.enable_grad():
         torch.manual_seed(0)
-        outputs = logits_of(model(inputs))
+        outputs = logits_of(model(inputs.clone()))
         trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
         gradients: tuple[Tensor | None, ...] = (None,) * len(trained)
         if trained and outputs.requires_grad:

@@ -84,7 +84,7 @@ def operate(model: nn.Module, cuts: Sequence[Cut], shifts: Mapping[str, Tensor])
     with torch.no_grad():
         for name, shift in shifts.items():
             changed[name] = _shifted(tensors, name, shift)
-        for cut in cuts:
+        for cut in (*cuts, *_cuts_of_made(cuts, shifts, tensors)):
             before = changed.get(cut.tensor, tensors.get(cut.tensor))
             if before is None:
                 raise CondenseError(f"the model has no tensor {cut.tensor!r} that could be cut")
@@ -204,6 +204,17 @@ def _shifted(tensors: Mapping[str, Tensor], name: str, shift: Tensor) -> Tensor:
     like = tensors[name.rpartition(".")[0] + ".weight"] if bias is None else bias
     whole = shift.to(device=like.device, dtype=torch.float64)
     return (whole if bias is None else bias.to(torch.float64) + whole).to(like.dtype).clone()
+
+
+def _cuts_of_made(
+    cuts: Sequence[Cut], shifts: Mapping[str, Tensor], tensors: Mapping[str, Tensor]
+) -> Iterator[Cut]:
+    """Cut a bias that is made as the weight beside it, where the consumer loses units, too."""
+    rows = {cut.tensor: cut for cut in cuts if cut.axis == 0}
+    for name in shifts:
+        cut = rows.get(f"{name.rpartition('.')[0]}.weight")
+        if name not in tensors and cut is not None:
+            yield Cut(name, 0, cut.keep)
 
 
 def _install(model: nn.Module, name: str, tensor: Tensor) -> None:

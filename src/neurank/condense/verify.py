@@ -113,7 +113,7 @@ def verify(
     with evaluating(small), torch.inference_mode(), _full_precision(device):
         for inputs in _two_sizes(batches):
             wanted = masked_logits(plan, space, off, runner, inputs)
-            found = logits_of(small(inputs.to(device))).to(wanted.device)
+            found = logits_of(small(inputs.to(device, copy=True))).to(wanted.device)
             if found.shape != wanted.shape:
                 raise CondenseError(
                     f"the condensed network returns {tuple(found.shape)} for {len(inputs)} "
