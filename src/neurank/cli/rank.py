@@ -1,0 +1,110 @@
+"""``neurank rank``: score the units of a trained network."""
+
+from pathlib import Path
+from typing import Annotated, Any, cast
+
+import typer
+
+from neurank.cli import arguments
+from neurank.cli.method_options import make_method, with_method_options
+from neurank.cli.models import architecture, trained_model
+from neurank.cli.output import document, say
+from neurank.cli.sources import load_data, part
+from neurank.cli.words import layer_names, value
+from neurank.rankers.importance_switch import ImportanceSwitch
+from neurank.rankers.rank import rank as rank_units
+from neurank.rankers.registry import METHODS
+from neurank.ranking import Ranking, legible
+from neurank.report.documents import ranking_document
+
+
+@with_method_options
+def rank(
+    model: arguments.Model,
+    data: arguments.Data,
+    out: arguments.Out,
+    weights: arguments.Weights = None,
+    method: Annotated[
+        str, typer.Option(metavar="|".join(METHODS), help="How units are scored.")
+    ] = "permutation",
+    layers: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME,NAME",
+            help="Which layers, by their dotted names; all with units that can be switched off if "
+            "not given.",
+            show_default=False,
+        ),
+    ] = None,
+    value_: Annotated[
+        str,
+        typer.Option(
+            "--value",
+            metavar="accuracy|recall:3|loss|margin",
+            help="What a coalition of units is worth on an example.",
+        ),
+    ] = "accuracy",
+    removal: arguments.Removal = "zero",
+    split: Annotated[
+        str | None,
+        typer.Option(
+            metavar="train|validation",
+            help="The part of the data to score on: validation; for --method switch, train.",
+            show_default=False,
+        ),
+    ] = None,
+    first: Annotated[
+        int | None,
+        typer.Option(min=1, help="Use only so many examples of it.", show_default=False),
+    ] = None,
+    batch_size: arguments.BatchSize = 200,
+    seed: arguments.Seed = 0,
+    json: arguments.Json = False,
+    **options: Any,
+) -> None:
+    """Score every unit of a trained network: higher is more important."""
+    arguments.check_out(out, weights)
+    chosen = make_method(method, options)
+    worth = value(value_)
+    network = trained_model(architecture(model), weights)
+    examples = part(load_data(data, batch_size=batch_size), split or _usual_split(chosen))
+    ranking = rank_units(
+        network,
+        examples if first is None else examples.first(first),
+        chosen,
+        layers=layer_names(layers),
+        value=worth,
+        removal=cast(Any, removal),  # checked where it is used
+        seed=seed,
+    )
+    ranking.save(out)
+    if json:
+        document({**ranking_document(ranking), "written": str(out)})
+        return
+    say(ranking)
+    say(_left_out(ranking))
+    say(f"wrote {out}")
+    say(f"next: {_next(model, data, weights, out)}")
+
+
+def _usual_split(method: object) -> str:
+    """Choose training data for a switch, which is learnt, and validation data for the others."""
+    return "train" if isinstance(method, ImportanceSwitch) else "validation"
+
+
+def _left_out(ranking: Ranking) -> str:
+    refused = ranking.provenance.get("refused_layers")
+    if not isinstance(refused, dict):
+        return ""
+    return "".join(
+        f"not ranked: {legible(name)}: {legible(str(reason), 300)}\n"
+        for name, reason in refused.items()
+    )
+
+
+def _next(model: str, data: str, weights: Path | None, out: Path) -> str:
+    given = "" if weights is None else f" --weights {weights}"
+    return (
+        f"neurank condense {model} {data}{given} --ranking {out} --ratio 0.5 "
+        "--out small.safetensors"
+    )

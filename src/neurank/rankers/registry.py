@@ -1,0 +1,41 @@
+"""The ranking methods by the names that the command line gives them."""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from neurank.errors import MethodError
+from neurank.rankers.exact_shapley import ExactShapley
+from neurank.rankers.importance_switch import ImportanceSwitch
+from neurank.rankers.method import Method
+from neurank.rankers.permutation_shapley import PermutationShapley
+from neurank.rankers.random_score import RandomScore
+from neurank.rankers.weight_norm import WeightNorm
+
+METHODS: Mapping[str, type[Method]] = MappingProxyType(
+    {
+        "exact": ExactShapley,
+        "permutation": PermutationShapley,
+        "switch": ImportanceSwitch,
+        "weight-norm": WeightNorm,
+        "random": RandomScore,
+    }
+)
+"""Every method, a frozen dataclass whose fields are its options."""
+
+
+def method_class(name: str) -> type[Method]:
+    """Find the method called `name`.
+
+    Raises
+    ------
+    MethodError
+        There is none of that name.
+
+    Examples
+    --------
+    >>> method_class("weight-norm") is WeightNorm
+    True
+    """
+    if name not in METHODS:
+        raise MethodError(f"no method is called {name!r}: give one of {', '.join(METHODS)}")
+    return METHODS[name]
