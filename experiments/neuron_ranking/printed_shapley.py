@@ -53,7 +53,9 @@ def main() -> None:
             found = ranking.top(len(printed), layer)
             common = len(set(found) & set(printed))
             print(f"  {layer}  printed {', '.join(map(str, printed))}")
-            print(f"      found   {', '.join(map(str, found))}   ({common} of {len(printed)} common)")
+            print(
+                f"      found   {', '.join(map(str, found))}   ({common} of {len(printed)} common)"
+            )
         for part in ranking.provenance["parts"]:
             for layer, record in part["by_layer"].items():
                 print(f"  {layer}: {record['coalitions']:.3g} coalitions, {record['seconds']} s")
