@@ -13,7 +13,7 @@ from neurank.errors import FileError, PlanError, RankingError
 from neurank.files import Json, as_json
 from neurank.ranking import Ranking, aligned, legible
 
-_LONGEST_LIST = 60
+_SHOWN = 16
 
 T = TypeVar("T")
 
@@ -175,7 +175,7 @@ class Plan:
                 legible(layer),
                 str(self.widths[layer]),
                 str(len(kept)),
-                legible(" ".join(map(str, kept)), _LONGEST_LIST),
+                " ".join(map(str, kept[:_SHOWN])) + (" …" if len(kept) > _SHOWN else ""),
             )
             for layer, kept in self.keep.items()
         ]

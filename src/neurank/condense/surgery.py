@@ -48,6 +48,8 @@ def cuts_for(plan: Plan, space: UnitSpace, model: nn.Module) -> tuple[Cut, ...]:
     """
     cuts: list[Cut] = []
     for name in plan.keep:
+        if name not in space.layers:  # a tied weight may be traced under its other name
+            refuse_shared(f"{name}.weight", space, model)
         layer = space[name]
         _check_width(layer, plan)
         if plan.removed(name):
@@ -178,16 +180,13 @@ def _refuse_computed_bias(layer: Layer) -> None:
 
 
 def _refuse_parametrized(tensor: str, model: nn.Module) -> None:
-    path, _, attribute = tensor.rpartition(".")
-    owners = [".".join(path.split(".")[:depth]) for depth in range(len(path.split(".")) + 1)]
-    for name in owners:
-        owner = model.get_submodule(name)
-        if parametrize.is_parametrized(owner):
-            raise CondenseError(
-                f"{attribute!r} of {name!r} is parametrized (weight or spectral norm, say), so "
-                "that a cut would change what is left: make the parametrization permanent first "
-                "(torch.nn.utils.parametrize.remove_parametrizations)"
-            )
+    owner, found, _ = tensor.partition(".parametrizations.")
+    if found and parametrize.is_parametrized(model.get_submodule(owner)):
+        raise CondenseError(
+            f"a tensor of {owner!r} is parametrized (by a weight or spectral norm, say), so that a "
+            "cut would change what is left: make the parametrization permanent first, with "
+            "torch.nn.utils.parametrize.remove_parametrizations"
+        )
 
 
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:
