@@ -56,10 +56,11 @@ class ImportanceSwitch:
     alpha : the symmetric prior's parameter α₀; below 1 it favours a few units, above 1 equality.
     lr : Adam's learning rate. The default comes close to the best bound within ten epochs of a
         hundred steps; at the authors' 0.001 that takes thousands of steps, until when phi stays
-        near its start, though its order shows early.
+        near its start, although its order shows early.
     estimate : how the expectation is taken. "mean", the paper's choice, puts the posterior mean in
-        for s, so that the bound is strictly none; "sample" draws s from the posterior, one for
-        each example, with implicit reparameterisation gradients (Figurnov et al. 2018).
+        for s, a point estimate with which L(phi) is no strict bound; "sample" draws s from the
+        posterior, one for each example, with implicit reparameterisation gradients (Figurnov et
+        al. 2018).
     start : every φ starts at softplus(start).
 
     Raises
