@@ -1,7 +1,7 @@
 """A progress bar for whatever takes more than a second or two."""
 
 import sys
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
 from rich.console import Console
@@ -50,8 +50,6 @@ def track(
     if not (show and sys.stderr.isatty()):
         yield from iterable
         return
-    if total is None and isinstance(iterable, Sized):
-        total = len(iterable)
     with _bar() as bar:
         yield from bar.track(iterable, total=total, description=label)
 

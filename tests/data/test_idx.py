@@ -60,7 +60,7 @@ def test_foreign_and_damaged_files_are_refused(write, name, content, fault):
 
 
 @pytest.mark.parametrize("name", ["a", "a.gz"])
-@pytest.mark.parametrize("shape", [(2**32 - 1,) * 3, (60_000, 28, 2**31)])
+@pytest.mark.parametrize("shape", [(2**32 - 1,) * 3, (1000,) * 3])
 def test_a_promise_that_the_file_cannot_hold_is_refused_before_it_is_read(write, name, shape):
     with pytest.raises(FileError, match="more than a file of its size can hold"):
         idx.read_idx(write(idx_bytes([0] * 100, shape), name), axes=3)
@@ -88,12 +88,17 @@ def test_of_a_gzip_bomb_no_more_is_read_than_its_header_promises(write, monkeypa
     assert asked == [8, 11]
 
 
-@pytest.mark.parametrize("damage", ["cut", "flip", "plain"])
+@pytest.mark.parametrize("damage", ["cut", "flip", "block", "plain"])
 def test_damaged_gzip_files_are_refused(tmp_path, damage):
     content = gzip.compress(idx_bytes(range(200), (200,)))
-    flipped = content[:40] + bytes((content[40] ^ 255,)) + content[41:]
+    damaged = {
+        "cut": content[:-20],
+        "flip": content[:40] + bytes((content[40] ^ 255,)) + content[41:],
+        "block": content[:10] + b"\xff" + content[11:],
+        "plain": b"no gzip",
+    }
     path = tmp_path / "labels.gz"
-    path.write_bytes({"cut": content[:-20], "flip": flipped, "plain": b"no gzip"}[damage])
+    path.write_bytes(damaged[damage])
     with pytest.raises(FileError, match="undamaged copy"):
         idx.read_idx(path, axes=1)
 
