@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import numba
 import torch
 from torch import nn
 
@@ -43,3 +44,27 @@ def evaluating(model: nn.Module) -> Iterator[None]:
                     buffer.copy_(before)
                 module._buffers[name] = buffer  # forward() may have put another in its place
         torch.set_rng_state(generator)
+
+
+@contextmanager
+def threads_as_torch() -> Iterator[None]:
+    """Let compiled loops use as many threads as torch for the length of a `with` block.
+
+    Both run on the same OpenMP pool, and numba sets its size for both when it starts: torch would
+    be left with a thread per core, whatever the user chose.
+
+    Example:
+    -------
+    >>> before = torch.get_num_threads()
+    >>> with threads_as_torch():
+    ...     numba.get_num_threads() <= before
+    True
+    """
+    chosen = torch.get_num_threads()
+    own = numba.get_num_threads()  # starts numba's threads, which is what changes torch's number
+    torch.set_num_threads(chosen)
+    numba.set_num_threads(min(chosen, own))
+    try:
+        yield
+    finally:
+        numba.set_num_threads(own)

@@ -12,7 +12,7 @@ from torch import nn
 import neurank
 from neurank.errors import MethodError
 from neurank.files import Json, as_json
-from neurank.modes import evaluating
+from neurank.modes import evaluating, threads_as_torch
 from neurank.observe.examples import Batch
 from neurank.observe.observer import choose_layers, described, observe
 from neurank.observe.removal import check_removal
@@ -88,7 +88,7 @@ def rank(
         )
     worth = Accuracy() if value is None else value
     where = torch.device(device) if device is not None else _device_of(model)
-    with evaluating(model):
+    with evaluating(model), threads_as_torch():
         observer = observe(
             model,
             data,
