@@ -6,6 +6,8 @@ import typer
 
 import neurank
 from neurank.cli.compare import compare
+from neurank.cli.condense import condense
+from neurank.cli.demo import demo
 from neurank.cli.output import OneLineErrors, say
 from neurank.cli.rank import rank
 from neurank.cli.train import train
@@ -41,14 +43,16 @@ def main(
 ) -> None:
     """Which units of a trained network matter, how sure we are, and the smaller network.
 
-    Start with [bold]neurank demo[/bold], which needs nothing. Then, for a network of yours, one
-    step at a time: [bold]rank[/bold] it by two methods, [bold]compare[/bold] the rankings,
-    [bold]condense[/bold] it by one of them.
+    Start with [bold]neurank demo[/bold], which needs nothing.
 
-    Exit codes: 0 done; 2 something given cannot be used; 1 it went wrong on the way; 130 Ctrl-C.
+    For a network of yours: [bold]rank[/bold] it by two methods, [bold]compare[/bold] the rankings,
+    [bold]condense[/bold] it by one.
+
+    Exit codes: 0 done, 2 something given cannot be used, 1 failed on the way, 130 Ctrl-C.
     """
     del traceback, version  # read from the context
 
 
-for command in (train, rank, compare):
+app.command()(demo)
+for command in (train, rank, compare, condense):
     app.command(no_args_is_help=True)(command)

@@ -37,6 +37,14 @@ class Architecture:
     factory: Callable[[], nn.Module]
     from_zoo: bool
 
+    @property
+    def in_python(self) -> str:
+        """The factory as an expression, to show."""
+        name, _, widths = self.spec.partition(":")
+        if not self.from_zoo:
+            return self.spec.rpartition(":")[2]
+        return f"neurank.zoo.{name}" if not widths else f"lambda: neurank.zoo.{name}({widths})"
+
 
 def architecture(spec: str, *, seed: int | None = None) -> Architecture:
     """Read MODEL: ``lenet``, ``lenet:10,20,100,25``, ``file.py:factory``, ``pack.mod:factory``.

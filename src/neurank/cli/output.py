@@ -1,6 +1,7 @@
 """What the command line says, to people and to machines, and how it fails."""
 
 import json
+import shlex
 import sys
 from collections.abc import Callable, Mapping
 
@@ -50,6 +51,17 @@ def say(text: object = "", *, quiet: bool = False) -> None:
 def document(content: Mapping[str, Json]) -> None:
     """Print the one JSON document of a command on standard output."""
     sys.stdout.write(json.dumps(plain(content), indent=2, allow_nan=False) + "\n")
+
+
+def command_line(*words: object) -> str:
+    """Return a command that can be pasted into a shell.
+
+    Examples
+    --------
+    >>> command_line("neurank", "rank", "my net.py:make")
+    "neurank rank 'my net.py:make'"
+    """
+    return shlex.join(str(word) for word in words)
 
 
 def heading(title: str) -> str:

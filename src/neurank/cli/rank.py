@@ -8,7 +8,7 @@ import typer
 from neurank.cli import arguments
 from neurank.cli.method_options import make_method, with_method_options
 from neurank.cli.models import architecture, trained_model
-from neurank.cli.output import document, say
+from neurank.cli.output import command_line, document, say
 from neurank.cli.sources import load_data, part
 from neurank.cli.words import layer_names, value
 from neurank.rankers.importance_switch import ImportanceSwitch
@@ -103,8 +103,6 @@ def _left_out(ranking: Ranking) -> str:
 
 
 def _next(model: str, data: str, weights: Path | None, out: Path) -> str:
-    given = "" if weights is None else f" --weights {weights}"
-    return (
-        f"neurank condense {model} {data}{given} --ranking {out} --ratio 0.5 "
-        "--out small.safetensors"
-    )
+    given = () if weights is None else ("--weights", weights)
+    cut = ("--ranking", out, "--ratio", 0.5, "--out", "small.safetensors")
+    return command_line("neurank", "condense", model, data, *given, *cut)

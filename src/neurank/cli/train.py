@@ -7,7 +7,7 @@ from torch import nn
 
 from neurank.cli import arguments
 from neurank.cli.models import architecture, save_weights
-from neurank.cli.output import document, percent, say
+from neurank.cli.output import command_line, document, percent, say
 from neurank.cli.sources import load_data
 from neurank.data import Splits
 from neurank.files import Json
@@ -51,7 +51,8 @@ def train(
         return
     say("\n".join(aligned(_rows(history, summary))))
     say(f"\nwrote {out}")
-    say(f"next: neurank rank {model} {data} --weights {out} --out ranking.safetensors")
+    ranked = ("--weights", out, "--out", "ranking.safetensors")
+    say(f"next: {command_line('neurank', 'rank', model, data, *ranked)}")
 
 
 def _summary(network: nn.Module, splits: Splits, history: History) -> dict[str, Json]:
