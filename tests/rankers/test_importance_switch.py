@@ -17,6 +17,7 @@ from neurank.observe import switchboard as switchboard_module
 from neurank.observe.observer import observe
 from neurank.observe.switchboard import HOMOGENEOUS
 from neurank.observe.value import Accuracy
+from neurank.rankers import importance_switch
 from neurank.rankers.importance_switch import (
     ImportanceSwitch,
     dirichlet_kl,
@@ -372,6 +373,20 @@ def test_same_seed_same_bits_other_seed_other_draws():
     first, again, other = (ranked(model, batches, layer, method, seed=seed) for seed in (1, 1, 2))
     assert torch.equal(first[layer].scores, again[layer].scores)
     assert not torch.equal(first[layer].scores, other[layer].scores)
+
+
+def test_every_layer_epoch_and_batch_draws_anew(monkeypatch):
+    keys = []
+
+    def recording(phi, examples, key):
+        keys.append(tuple(key))
+        return draw_switches(phi, examples, key)
+
+    monkeypatch.setattr(importance_switch, "draw_switches", recording)
+    data = nr.data.load("digits").train.first(60).rebatched(20)
+    method = ImportanceSwitch(epochs=2, estimate="sample")
+    nr.rank(nr.zoo.digits_net(2, 3, 6, 4, seed=0), data, method, progress=False)
+    assert len(set(keys)) == len(keys) == 4 * (2 + 1) * 3  # a last pass takes the bound
 
 
 def test_sampling_learns_much_the_same_as_the_mean():
