@@ -81,4 +81,4 @@ def every_second(model, *layers):
 
 
 def error(found, wanted):
-    return float((found - wanted).abs().max() / wanted.abs().max())
+    return float(((found - wanted).abs().max() / wanted.abs().max()).detach())

@@ -1,5 +1,6 @@
 import copy
 import gc
+from itertools import pairwise
 
 import pytest
 import torch
@@ -39,17 +40,25 @@ def against_oracle(model, reads, plan, removal, batches):
     return error(found, wanted)
 
 
+REFUSED = {
+    "depthwise consumer": (set(REMOVALS), "in 4 groups"),
+    "padding, stride, dilation, no bias": ({"mean", "parameters"}, "zero padding"),
+    "skip": ({"mean"}, "zero padding"),
+}
+"""Everything else is exact."""
+
+
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_condensed_is_masked(case):
     model, batches = case.model(), case.batches()
     plan = every_second(model, *hidden(case))
+    removals, reason = REFUSED.get(case.name, (set(), ""))
     for removal in REMOVALS:
-        try:
+        if removal in removals:
+            with pytest.raises(CondenseError, match=reason):
+                condense(model, plan, batches, removal=removal)
+        else:
             assert against_oracle(model, case.reads, plan, removal, batches) <= 1e-12
-        except CondenseError as refused:
-            grouped = case.name == "depthwise consumer" and "groups" in str(refused)
-            padded = removal != "zero" and "zero padding" in str(refused)
-            assert grouped or padded  # noqa: PT017 (both ways are allowed, by reason)
 
 
 @pytest.mark.parametrize("removal", ["mean", "parameters"])
@@ -110,7 +119,7 @@ class Chain(nn.Module):
             for name, module in self.named_modules()
             if isinstance(module, nn.Conv2d | nn.Linear)
         ]
-        self.reads = {name: (after,) for name, after in zip(order, order[1:], strict=False)}
+        self.reads = {name: (after,) for name, after in pairwise(order)}
 
     @staticmethod
     def between(number, settings, norm):
@@ -419,7 +428,7 @@ def test_a_constant_that_varies_over_positions_is_refused_by_a_convolution_alone
 
     batches = pictures(4, 3)
     model = drawn(chain, nn.Conv2d(4, 3, 4), nn.Flatten())
-    with pytest.raises(CondenseError, match="varies by .* over the positions that '3' convolves"):
+    with pytest.raises(CondenseError, match=r"varies by .* over the positions that '3' convolves"):
         condense(model, every_second(model, "0"), batches, removal="parameters")
     model = drawn(chain, nn.Flatten(), nn.Linear(64, 3))
     small = condense(model, every_second(model, "0"), batches, removal="parameters")
@@ -457,7 +466,7 @@ def test_a_model_that_cannot_be_copied_is_refused():
 
 def test_other_arguments_are_checked_first():
     model, plan, batches = PERCEPTRON.model(), Plan({"fc0": (0,)}, {"fc0": 5}), PERCEPTRON.batches()
-    with pytest.raises(ModelError, match="give a torch.nn.Module"):
+    with pytest.raises(ModelError, match="give a torch"):
         condense("model", plan, batches)
     with pytest.raises(PlanError, match="plan is a dict"):
         condense(model, {"fc0": 3}, batches)

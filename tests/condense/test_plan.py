@@ -144,7 +144,7 @@ def test_json_and_back_with_the_order_of_layers():
     [None, [], "x", {}, {"layers": 3}, {"layers": [{"name": "a"}]}, {"layers": [[]]}],
 )
 def test_json_that_is_no_plan_is_refused(value):
-    with pytest.raises(PlanError, match="no plan|names no layer"):
+    with pytest.raises(PlanError, match=r"no plan|names no layer"):
         Plan.from_json(value)
 
 

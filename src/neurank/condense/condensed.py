@@ -273,7 +273,7 @@ def _runnable(
     with evaluating(small):
         if not fixed or runs_as_it_is(small, inputs):
             return small
-    check_training(model, space, inputs, fixed[0].line)
+    check_training(model, space, inputs, fixed[0])
     return Rewritten(small, rewritten_graph(plan, space, made))
 
 

@@ -158,7 +158,7 @@ def runs_as_it_is(model: nn.Module, inputs: Tensor) -> bool:
     return True
 
 
-def check_training(model: nn.Module, space: UnitSpace, inputs: Tensor, line: str) -> None:
+def check_training(model: nn.Module, space: UnitSpace, inputs: Tensor, fixed: Operation) -> None:
     """Check that the traced operations train as the module itself does, before surgery.
 
     One pass forwards and backwards in training mode, from one random state, must give the same
@@ -168,7 +168,7 @@ def check_training(model: nn.Module, space: UnitSpace, inputs: Tensor, line: str
     Raises
     ------
     CondenseError
-        If it does not, naming the line that makes the rewriting necessary.
+        If it does not, naming the line that makes the rewriting necessary, `fixed`.
     """
     few = inputs[torch.arange(4, device=inputs.device) % len(inputs)]
     itself = copy.deepcopy(model).train()
@@ -182,10 +182,10 @@ def check_training(model: nn.Module, space: UnitSpace, inputs: Tensor, line: str
     ]
     if differing:
         raise CondenseError(
-            f"the line `{line}` holds a width as a number, so the forward pass has to be rewritten "
-            "from its trace; but in training mode it does something that the trace, taken in "
-            f"evaluation mode, does not show (its {differing[0]} differ). Write that line without "
-            "the number, as x.flatten(1), and condense again"
+            f"the forward pass holds the width {_fixed_width(fixed)} as a number (in "
+            f"`{fixed.line}`), so it has to be rewritten from its trace; but in training mode it "
+            "does something that the trace, taken in evaluation mode, does not show (seen in: "
+            f"{differing[0]}). Write x.flatten(1) there instead of the number, and condense again"
         )
 
 

@@ -1,0 +1,120 @@
+import copy
+import math
+
+import pytest
+import torch
+from tests.cases import named
+from tests.condense.nets import every_second
+from tests.oracles.condense import masked_outputs
+from torch import nn
+
+from neurank.condense.surgery import cuts_for, operate
+from neurank.condense.verify import Check, masked_logits, verify
+from neurank.errors import CondenseError
+from neurank.observe.execution import runner
+from neurank.units.space import unit_space
+from neurank.units.trace import trace
+
+CASE = named("perceptron")
+SIZES = (5, 4, 3)
+
+
+@pytest.fixture
+def parts():
+    """A network cut by hand, and what is needed to verify it."""
+    model = CASE.model().eval()
+    graph = trace(model, CASE.batches()[0][0])
+    space = unit_space(graph, model)
+    plan = every_second(model, "fc0", "fc1")
+    small = copy.deepcopy(model)
+    operate(small, cuts_for(plan, space, model), {})
+    off = {layer: torch.zeros(5, 1, dtype=torch.float64) for layer in plan.keep}
+    return model, small, plan, space, off, runner(graph, model, torch.device("cpu"))
+
+
+def inputs(*sizes):
+    return [batch for batch, _ in CASE.batches(sizes=sizes)]
+
+
+def test_the_masked_network_is_the_original_with_units_switched_off(parts):
+    model, _, plan, space, off, running = parts
+    batches = CASE.batches()
+    removed = {layer: plan.removed(layer) for layer in plan.keep}
+    wanted = masked_outputs(model, CASE.reads, removed, "zero", batches, batches[0][0])
+    found = masked_logits(plan, space, off, running, batches[0][0])
+    assert torch.allclose(found, wanted, rtol=0, atol=1e-14)
+    off["fc0"][1] = 3.0
+    assert not torch.allclose(masked_logits(plan, space, off, running, batches[0][0]), wanted)
+
+
+def test_what_is_cut_right_passes(parts):
+    _, small, *rest = parts
+    check = verify(small.train(), *rest, inputs(5, 3))
+    assert check.max_error <= 1e-14
+    assert check.examples == 8
+    assert check.tolerance == 1e-12
+    assert small.training
+
+
+@pytest.mark.parametrize(("sizes", "examples"), [((5, 3), 8), ((4, 4), 10), ((4,), 6), ((1,), 3)])
+def test_two_batch_sizes_are_compared(parts, sizes, examples):
+    _, small, *rest = parts
+    seen = []
+    small.register_forward_pre_hook(lambda _, arguments: seen.append(len(arguments[0])))
+    assert verify(small, *rest, inputs(*sizes)).examples == examples
+    assert len(set(seen)) == 2
+
+
+def test_a_small_difference_is_found_and_told(parts):
+    _, small, *rest = parts
+    with torch.no_grad():
+        small.fc3.bias[0] += 1e-9
+    with pytest.raises(CondenseError, match=r"by \d\.\de-\d+ of the largest output, where 1e-12"):
+        verify(small, *rest, inputs(5, 3))
+
+
+def test_nan_is_never_equal(parts):
+    _, small, *rest = parts
+    with torch.no_grad():
+        small.fc3.bias[0] = math.nan
+    with pytest.raises(CondenseError, match="nan"):
+        verify(small, *rest, inputs(5, 3))
+
+
+class Folded(nn.Module):
+    """Gives fewer rows than examples, as a view with a number of old does."""
+
+    def __init__(self, inside):
+        super().__init__()
+        self.inside = inside
+
+    def forward(self, x):
+        return self.inside(x)[: (len(x) + 1) // 2]
+
+
+def test_another_shape_is_found_and_told(parts):
+    _, small, *rest = parts
+    with pytest.raises(CondenseError, match=r"\(3, 3\) for 5 examples"):
+        verify(Folded(small), *rest, inputs(5, 3))
+
+
+def test_user_inputs_are_not_worked_on_in_place(parts):
+    _, small, *rest = parts
+
+    class InPlace(Folded):
+        def forward(self, x):
+            outputs = self.inside(x)
+            x.zero_()
+            return outputs
+
+    batches = inputs(5, 3)
+    before = [batch.clone() for batch in batches]
+    verify(InPlace(small), *rest, batches)
+    assert all(torch.equal(*pair) for pair in zip(batches, before, strict=True))
+
+
+def test_the_check_in_a_line():
+    text = str(Check(2.5e-7, 1e-5, 400, 0.1))
+    assert (
+        text == "condensed = masked to 2.5e-07 of the largest output (400 examples, 1e-05 allowed)"
+    )
