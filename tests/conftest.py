@@ -64,8 +64,8 @@ def fashion_mnist():
 
 
 def _loaded(name, folder):
-    from neurank.data import load
-
     if not folder.is_dir():
         unavailable(f"{folder} is not there")
+    from neurank.data import load
+
     return load(f"{name}:{folder}")
