@@ -75,8 +75,13 @@ def demo(
 
     It needs no download: the digits come with scikit-learn.
     """
-    started = time.perf_counter()
     folder = numbered_run_folder("demo") if out is None else run_folder(out)
+    with _one_thread():
+        _run(folder, seed, json)
+
+
+def _run(folder: RunFolder, seed: int, json: bool) -> None:
+    started = time.perf_counter()
     splits = data.load("digits", batch_size=BATCH_SIZE)
 
     say(heading("1. Train digits_net on 1,197 digits of 8 x 8 pixels"), quiet=json)
@@ -109,9 +114,8 @@ def demo(
 
 def _trained(splits: Splits, seed: int) -> tuple[nn.Module, float]:
     model = zoo.digits_net(seed=seed)
-    with _one_thread():
-        fit(model, splits.train, splits.validation, epochs=EPOCHS, seed=seed)
-        return model, error_rate(model, splits.test)
+    fit(model, splits.train, splits.validation, epochs=EPOCHS, seed=seed)
+    return model, error_rate(model, splits.test)
 
 
 def _shapley(model: nn.Module, examples: Split, seed: int) -> Ranking:
@@ -138,9 +142,8 @@ def _outcomes(
 def _condensed(model: nn.Module, ranking: Ranking, splits: Splits, seed: int) -> Outcome:
     small = condense(model, plan(ranking, ratio=REMOVED), splits.train)
     condensed = error_rate(small.model, splits.test)
-    with _one_thread():
-        retrain(small.model, splits, epochs=AGAIN, seed=seed)
-        return Outcome(small, condensed, error_rate(small.model, splits.test))
+    retrain(small.model, splits, epochs=AGAIN, seed=seed)
+    return Outcome(small, condensed, error_rate(small.model, splits.test))
 
 
 def _before_and_after(outcomes: Mapping[str, list[Outcome]], error: float) -> str:
