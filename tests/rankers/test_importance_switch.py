@@ -20,6 +20,7 @@ from neurank.observe.value import Accuracy
 from neurank.rankers import importance_switch
 from neurank.rankers.importance_switch import (
     ImportanceSwitch,
+    cross_entropy,
     dirichlet_kl,
     draw_switches,
     lower_bound,
@@ -286,6 +287,14 @@ def test_the_bound_rises_over_epochs_and_is_recorded():
     np.testing.assert_allclose(posterior_std(phi).numpy(), variance.sqrt().numpy(), rtol=1e-12)
 
 
+def test_bound_by_epoch_is_the_bound_where_phi_hardly_moves():
+    model, batches, layer, module = problem("perceptron")
+    record = record_of(ranked(model, batches, layer, ImportanceSwitch(epochs=2, lr=1e-13)))
+    phi = [math.log1p(math.exp(-1))] * 5
+    wanted = oracle.bound(model, module, batches, phi, 2.0)
+    assert record["bound_by_epoch"] == pytest.approx([wanted, wanted], rel=1e-9)
+
+
 def test_result_promises_no_error_and_counts_examples_times_epochs():
     model, batches, layer, _ = problem("perceptron")
     entry = ranked(model, batches, layer)[layer]
@@ -441,8 +450,9 @@ def test_gradients_work_whatever_mode_the_caller_is_in(context, case):
 def test_network_runs_in_the_user_s_precision(estimate):
     model, batches, layer, _ = problem("norm behind", dtype=torch.float32)
     board = board_of(model, batches, layer)
-    switch = posterior_mean(some_phi(board.units))
-    assert next(iter(board.batches())).forward(switch).dtype == torch.float32
+    batch, switch = next(iter(board.batches())), posterior_mean(some_phi(board.units))
+    assert batch.forward(switch).dtype == torch.float32
+    assert cross_entropy(batch, switch).dtype == torch.float64
     method = ImportanceSwitch(epochs=3, estimate=estimate)
     rough = ranked(model, batches, layer, method)[layer].scores
     fine_batches = [(inputs.double(), targets) for inputs, targets in batches]
