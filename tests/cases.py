@@ -1,16 +1,20 @@
-"""The small networks on which everything is tried: add a line to `CASES` and they all meet it."""
+"""The small networks on which everything is tried: add a line to `CASES` and all tests meet it."""
 
 import math
+import random
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 from itertools import pairwise
 
 import torch
+from tests.oracles.game import logits_of
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tests.oracles.game import logits_of
+from neurank.observe.observer import TracedObserver, observe
+from neurank.observe.value import Accuracy
 
 Batches = list[tuple[Tensor, Tensor]]
 CLASSES = 3
@@ -205,10 +209,11 @@ def _in_place(net, x):
 CASES = (
     Case("linear pair", lambda: perceptron(4, 5, 3), (4,), layers("fc0", "fc1")),
     Case("perceptron", lambda: perceptron(4, 5, 5, 4, 3), (4,), layers("fc0", "fc1", "fc2", "fc3")),
-    Case("no bias", lambda: perceptron(4, 5, 4, 3, bias=False), (4,), layers("fc0", "fc1", "fc2")),
+    Case("without biases", lambda: perceptron(4, 5, 4, 3, bias=False), (4,), layers("fc0", "fc1", "fc2")),
     Case("linear all along", lambda: perceptron(4, 5, 4, 3, act=nn.Identity), (4,),
          layers("fc0", "fc1", "fc2")),
-    Case("many ties", lambda: perceptron(3, 5, 4, 3), (3,), layers("fc0", "fc1", "fc2"), whole=True),
+    Case("many ties", lambda: perceptron(3, 5, 4, 3), (3,), layers("fc0", "fc1", "fc2"),
+         whole=True),
     Case("many ties in pictures", lambda: two_convolutions(nn.ReLU(), nn.MaxPool2d(2)), PICTURE,
          TWO, whole=True),
     Case("sigmoid", lambda: perceptron(4, 5, 4, 3, act=nn.Sigmoid), (4,),
@@ -287,3 +292,53 @@ CASES = (
 
 def named(name):
     return next(case for case in CASES if case.name == name)
+
+
+def drawn(seed):
+    """A network that is drawn: perceptrons and convolutions of all small widths."""
+    draw = random.Random(seed)
+    widths = [draw.randint(1, 5) for _ in range(draw.randint(1, 3))]
+    if draw.random() < 0.6:
+        names = layers(*(f"fc{at}" for at in range(len(widths) + 1)))
+        act = draw.choice([nn.ReLU, nn.ReLU, nn.Tanh, nn.Identity])
+        bias = draw.random() < 0.7
+        return Case(
+            f"drawn {seed}",
+            lambda: perceptron(4, *widths, CLASSES, act=act, bias=bias),
+            (4,),
+            names,
+            whole=draw.random() < 0.3,
+        )
+    pool = draw.choice([nn.MaxPool2d(2), nn.AvgPool2d(2), nn.MaxPool2d(2, 1), nn.Identity()])
+    return Case(
+        f"drawn {seed}",
+        lambda: two_convolutions(nn.ReLU(), pool),
+        PICTURE,
+        TWO,
+        whole=draw.random() < 0.3,
+    )
+
+
+def look(model, batches, **changes):
+    """Watch a network without the entry point around it."""
+    watched = observe(
+        model.eval(),
+        batches,
+        value=Accuracy(),
+        removal="zero",
+        seed=0,
+        device=torch.device("cpu"),
+        progress=False,
+    )
+    return replace(watched, **changes)
+
+
+@cache
+def _watched(name, dtype) -> TracedObserver:
+    case = named(name)
+    return look(case.model(dtype), case.batches(dtype))
+
+
+def watch(case, dtype=torch.float64, **changes):
+    """Watch a case, traced once; `changes` are its value, removal, seed."""
+    return replace(_watched(case.name, dtype), **changes)

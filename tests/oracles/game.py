@@ -61,7 +61,7 @@ class Oracle:
             return self._fill(self._run(), off)
         handles = [
             self.model.get_submodule(name).register_forward_pre_hook(
-                lambda module, arguments: (self._fill(arguments[0], off),)
+                lambda _, arguments: (self._fill(arguments[0], off),)
             )
             for name in self.readers
         ]
@@ -93,7 +93,7 @@ class Oracle:
         seen = []
         for name in self.readers[:1]:
             handle = self.model.get_submodule(name).register_forward_pre_hook(
-                lambda module, arguments: seen.append(arguments[0].clone())
+                lambda _, arguments: seen.append(arguments[0].clone())
             )
             self._run()
             handle.remove()

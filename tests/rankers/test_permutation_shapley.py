@@ -1,0 +1,182 @@
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.cases import CASES, drawn, look, named, watch
+from tests.oracles.game import Oracle
+
+import neurank as nr
+from neurank.errors import MethodError
+from neurank.rankers.orders import own_orders, reversed_orders
+
+
+def score(observer, layer, **parameters):
+    return nr.PermutationShapley(**parameters).score(observer, layer)
+
+
+def exact(observer, layer):
+    return nr.ExactShapley().score(observer, layer).ranking.scores
+
+
+def literal(observer, oracle, layer, passes, antithetic):
+    """Eq. 1 over the permutations that each example draws, one coalition at a time."""
+    repetitions = passes // 2 if antithetic else passes
+    means = []
+    for game in observer.games(layer):
+        for row, number in enumerate(game.numbers.tolist()):
+            value = oracle.example(number)
+            total = np.zeros((repetitions, oracle.width))
+            for repetition in range(repetitions):
+                active = game.active[row : row + 1].numpy()
+                orders = own_orders(observer.seed, repetition, np.array([number]), active)
+                turned = [reversed_orders(orders)] if antithetic else []
+                for order in np.concatenate([orders, *turned]):
+                    before = frozenset()
+                    for unit in order[order >= 0].tolist():
+                        total[repetition, unit] += value(before | {unit}) - value(before)
+                        before |= {unit}
+            means.append(total * repetitions / passes)
+    return np.array(means)  # (examples, repetitions, units)
+
+
+@pytest.mark.parametrize("case", CASES[::2], ids=str)
+@pytest.mark.parametrize(("passes", "antithetic"), [(1, False), (3, False), (4, True)])
+def test_matches_eq_1_over_its_own_permutations(case, passes, antithetic):
+    for layer, readers in case.reads.items():
+        oracle = Oracle(case.model(), case.batches(), layer, readers)
+        observer = watch(case, seed=5)
+        found = score(observer, layer, passes=passes, antithetic=antithetic).ranking
+        each = literal(observer, oracle, layer, passes, antithetic)
+        np.testing.assert_allclose(found.scores, each.mean(axis=(0, 1)), atol=1e-10)
+        assert found.counts.tolist() == [len(each) * passes] * oracle.width
+
+
+@pytest.mark.parametrize("value", [nr.NegativeLoss(), nr.Margin(), nr.Recall(0)], ids=repr)
+@pytest.mark.parametrize("removal", ["mean", "parameters"])
+def test_matches_eq_1_for_other_values_and_removals(value, removal):
+    names = {nr.NegativeLoss(): "negative loss", nr.Margin(): "margin", nr.Recall(0): "accuracy"}
+    for name in ("lenet, flatten", "norm behind the activation", "skip", "depthwise consumer"):
+        case = named(name)
+        for layer, readers in case.reads.items():
+            oracle = Oracle(case.model(), case.batches(), layer, readers, removal, names[value])
+            observer = watch(case, removal=removal, value=value)
+            found = score(observer, layer, passes=2).ranking
+            each = literal(observer, oracle, layer, 2, antithetic=False)
+            np.testing.assert_allclose(found.scores, each.mean(axis=(0, 1)), atol=1e-10)
+
+
+def test_errors_are_those_of_independent_repetitions_within_each_example():
+    case = named("perceptron")
+    oracle = Oracle(case.model(), case.batches(), "fc1", ("fc2",))
+    for parameters in ({"passes": 3}, {"passes": 6, "antithetic": True}):
+        found = score(watch(case), "fc1", **parameters).ranking
+        each = literal(watch(case), oracle, "fc1", parameters["passes"], len(parameters) > 1)
+        examples, repetitions, _ = each.shape
+        within = each.var(axis=1, ddof=1) / repetitions
+        total = each.mean(axis=1).var(axis=0, ddof=1) / examples
+        expected = np.sqrt(within.sum(axis=0)) / examples
+        assert found.stderr_of == "estimator"
+        np.testing.assert_allclose(found.stderr, expected, atol=1e-12)
+        of_data = np.sqrt(np.maximum(total - expected**2, 0))
+        np.testing.assert_allclose(found.data_stderr, of_data, atol=1e-12)
+
+
+@pytest.mark.parametrize("parameters", [{}, {"passes": 2, "antithetic": True}])
+def test_one_repetition_can_tell_the_total_error_only(parameters):
+    case = named("perceptron")
+    oracle = Oracle(case.model(), case.batches(), "fc1", ("fc2",))
+    found = score(watch(case), "fc1", **parameters).ranking
+    each = literal(watch(case), oracle, "fc1", parameters.get("passes", 1), bool(parameters))
+    expected = each[:, 0].std(axis=0, ddof=1) / math.sqrt(len(each))
+    assert (found.stderr_of, found.data_stderr) == ("total", None)
+    np.testing.assert_allclose(found.stderr, expected, atol=1e-12)
+
+
+@settings(deadline=None, max_examples=7)
+@given(st.integers(0, 10**6), st.integers(0, 10**6), st.integers(1, 3), st.booleans())
+def test_efficient_in_every_pass(network, seed, passes, margin):
+    case = drawn(network)
+    value = nr.Margin() if margin else nr.Accuracy()
+    observer = look(case.model(), case.batches(), value=value, seed=seed)
+    for layer in case.reads:
+        found = score(observer, layer, passes=passes)
+        gain = found.record["value_all"] - found.record["value_none"]
+        assert float(found.ranking.scores.sum()) == pytest.approx(gain, abs=1e-10)
+
+
+@pytest.mark.parametrize("antithetic", [False, True])
+@pytest.mark.parametrize("name", ["perceptron", "many ties", "linear pair"])
+def test_unbiased(name, antithetic):
+    observer = watch(named(name))
+    found = score(observer, "fc0", passes=2000, antithetic=antithetic).ranking
+    error = (found.scores - exact(observer, "fc0")).abs()
+    assert (error <= 4 * found.stderr + 1e-12).all()
+    assert found.stderr.max() < 0.01
+
+
+def test_errors_at_two_passes_match_what_is_seen_over_seeds():
+    observer = watch(named("perceptron"))
+    wanted = exact(observer, "fc1")
+    claimed, seen = [], []
+    for seed in range(300):
+        found = score(replace(observer, seed=seed), "fc1", passes=2).ranking
+        claimed.append(found.stderr**2)
+        seen.append((found.scores - wanted) ** 2)
+    claimed_rmse, seen_rmse = (float(torch.stack(it).mean().sqrt()) for it in (claimed, seen))
+    assert claimed_rmse == pytest.approx(seen_rmse, rel=0.1)
+
+
+def test_antithetic_pairs_help_where_values_are_nearly_additive():
+    observer = watch(named("linear pair"), value=nr.Margin())
+    wanted = exact(observer, "fc0")
+
+    def rmse(**parameters):
+        errors = [
+            score(replace(observer, seed=seed), "fc0", passes=2, **parameters).ranking.scores
+            - wanted
+            for seed in range(100)
+        ]
+        return float(torch.stack(errors).pow(2).mean().sqrt())
+
+    assert rmse(antithetic=True) < 0.7 * rmse()
+
+
+@pytest.mark.parametrize("value", [nr.Accuracy(), nr.Recall(1)], ids=repr)
+@pytest.mark.parametrize("sizes", [(12,), (1,) * 12, (7, 5)])
+@pytest.mark.parametrize("name", ["lenet, flatten", "skip", "sigmoid"])
+def test_same_bits_in_other_batches(name, sizes, value):
+    case = named(name)
+    for layer in case.reads:
+        found = score(watch(case, value=value, seed=3), layer, passes=2).ranking
+        other = look(case.model(), case.batches(sizes=sizes), value=value, seed=3)
+        again = score(other, layer, passes=2).ranking
+        assert torch.equal(found.scores, again.scores), layer
+
+
+def test_same_seed_same_bits_another_seed_other_bits():
+    observer = watch(named("perceptron"))
+    one, same = (score(observer, "fc0").ranking.scores for _ in range(2))
+    assert torch.equal(one, same)
+    assert not torch.equal(one, score(replace(observer, seed=1), "fc0").ranking.scores)
+
+
+def test_a_wide_layer_costs_a_chain_per_example_and_pass():
+    observer = watch(named("perceptron"))
+    active = sum(int((game.active.sum(dim=1) + 1).sum()) for game in observer.games("fc0"))
+    assert score(observer, "fc0", passes=3).record["coalitions"] == 3 * active
+
+
+@pytest.mark.parametrize("passes", [0, -1, 1.5, "2", None])
+def test_passes_must_be_a_positive_whole_number(passes):
+    with pytest.raises(MethodError, match=f"passes={passes!r}"):
+        nr.PermutationShapley(passes=passes)
+
+
+def test_antithetic_passes_come_in_pairs():
+    with pytest.raises(MethodError, match=r"passes=3 with antithetic=True.*even"):
+        nr.PermutationShapley(passes=3, antithetic=True)
+    assert nr.PermutationShapley(passes=4, antithetic=True).repetitions == 2
