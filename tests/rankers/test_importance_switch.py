@@ -480,10 +480,11 @@ def test_an_untraceable_model_is_refused_with_the_reason():
         def __init__(self):
             super().__init__()
             self.first, self.second = nn.Linear(4, 3), nn.Linear(3, 2)
+            self.register_buffer("sign", torch.ones(()))
 
         def forward(self, x):
             z = self.first(x)
-            return self.second(z if float(z.sum()) > 0 else -z)
+            return self.second(z if float(self.sign) > 0 else -z)
 
     batches = [(torch.randn(6, 4), torch.zeros(6, dtype=torch.int64))]
     with pytest.raises(ModelError, match=r"importance switch on 'first' needs .* traced"):
