@@ -229,7 +229,7 @@ def test_frozen_parameters_are_cut_and_stay_frozen():
 
 
 def test_a_made_bias_trains_as_the_weight_beside_it():
-    case = named("no bias")
+    case = named("without biases")
     model = case.model()
     model.fc2.requires_grad_(requires_grad=False)
     small = condense(model, every_second(model, "fc0", "fc1"), case.batches(), removal="mean")

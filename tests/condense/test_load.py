@@ -46,7 +46,7 @@ def saved(path):
     ("name", "removal"),
     [
         ("perceptron", "mean"),
-        ("no bias", "mean"),
+        ("without biases", "mean"),
         ("norm behind the activation", "zero"),
         ("norm behind the activation", "parameters"),
         ("lenet, width as a number", "mean"),

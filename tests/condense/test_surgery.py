@@ -66,7 +66,7 @@ def test_layers_that_lose_nothing_are_not_cut():
 
 
 def test_biases_shift_while_weights_are_whole_and_are_cut_afterwards():
-    model, space = spaced(named("no bias"))
+    model, space = spaced(named("without biases"))
     plan = every_second(model, "fc0", "fc1")
     shift = torch.tensor([1.0, 2.0, 3.0, 4.0])
     operate(model, cuts_for(plan, space, model), {"fc1.bias": shift})
