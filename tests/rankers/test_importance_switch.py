@@ -46,6 +46,17 @@ class Pooled(nn.Module):
         return self.fc(z.flatten(1)) + torch.sigmoid(self.side(x.flatten(1)))
 
 
+class Gated(nn.Module):
+    """The input itself is read again below the switch."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 5), nn.Linear(5, 3)
+
+    def forward(self, x):
+        return self.second(functional.relu(self.first(x))) * x[:, :3]
+
+
 def perceptron(activation=nn.ReLU):
     return nn.Sequential(nn.Linear(4, 5), activation(), nn.Linear(5, 3))
 
@@ -71,6 +82,7 @@ CASES = {  # name: (network, layer, module whose result is multiplied, shape of 
     "no nonlinearity": (lambda: perceptron(nn.Identity), "0", "0", (4,)),
     "the outputs": (perceptron, "2", "2", (4,)),
     "norm before": (normalised, "0", "1", (1, 5, 5)),
+    "gated": (Gated, "first", "first", (4,)),
     "norm behind": (Pooled, "conv", "conv", (1, 5, 5)),
 }
 every_case = pytest.mark.parametrize("case", CASES)
@@ -436,7 +448,7 @@ def wrapped_in(context, *args):
 
 
 @pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
-@pytest.mark.parametrize("case", ["perceptron", "norm behind"])
+@pytest.mark.parametrize("case", ["perceptron", "gated", "norm behind"])
 def test_gradients_work_whatever_mode_the_caller_is_in(context, case):
     model, batches, layer, _ = problem(case)
     wanted = ranked(model, batches, layer)[layer]
@@ -603,8 +615,9 @@ def test_an_epoch_that_was_broken_off_leaves_nothing_half_kept():
     model, batches, layer, _ = problem("perceptron")
     board = board_of(model, batches, layer)
     next(iter(board.batches()))
-    assert [len(batch.targets) for batch in board.batches()] == [10, 10, 4]
-    assert [len(batch.targets) for batch in board.batches()] == [10, 10, 4]
+    first, second = list(board.batches()), list(board.batches())
+    assert [len(batch.targets) for batch in first] == [10, 10, 4]
+    assert all(one is other for one, other in zip(first, second, strict=True))
 
 
 def test_a_batch_says_what_it_holds():
