@@ -4,15 +4,16 @@ import platform
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import fields
+from importlib.metadata import version
 from typing import Literal
 
 import torch
 from torch import nn
 
-import neurank
 from neurank.errors import MethodError
 from neurank.files import Json, as_json
 from neurank.modes import evaluating, threads_as_torch
+from neurank.observe.door import device_of
 from neurank.observe.examples import Batch
 from neurank.observe.observer import choose_layers, described, observe
 from neurank.observe.removal import check_removal
@@ -87,7 +88,7 @@ def rank(
             "(outputs, targets) -> (examples,)"
         )
     worth = Accuracy() if value is None else value
-    where = torch.device(device) if device is not None else _device_of(model)
+    where = torch.device(device) if device is not None else device_of(model)
     with evaluating(model), threads_as_torch():
         observer = observe(
             model,
@@ -116,17 +117,13 @@ def rank(
     return Ranking(scored, provenance)
 
 
-def _device_of(model: nn.Module) -> torch.device:
-    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-
-
 def _parameters(method: Method) -> dict[str, object]:
     return {field.name: getattr(method, field.name) for field in fields(method)}
 
 
 def _versions() -> dict[str, Json]:
     return {
-        "neurank": neurank.__version__,
+        "neurank": version("neurank"),
         "torch": str(torch.__version__),
         "python": platform.python_version(),
     }
