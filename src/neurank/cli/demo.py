@@ -89,6 +89,7 @@ def _run(folder: RunFolder, seed: int, json: bool) -> None:
     say(f"test error {percent(error)}\n", quiet=json)
 
     say(heading("2. Rank its units two ways"), quiet=json)
+    say("(the first ranking after installing compiles its loops, some 20 s)", quiet=json)
     shapley = _shapley(model, splits.validation, seed)
     say(f"{shapley}\n", quiet=json)
     switches = rank(model, splits.train, ImportanceSwitch(epochs=SWITCH_EPOCHS), seed=seed)

@@ -68,7 +68,7 @@ def architecture(spec: str, *, seed: int | None = None) -> Architecture:
             f"no network is called {spec!r}: give {', '.join(zoo.FACTORIES)}, with widths as in "
             "lenet:10,20,100,25, or a function of your own as file.py:factory"
         )
-    build = load_factory(spec, ModelError)
+    build = load_factory(spec, ModelError, ", ".join(zoo.FACTORIES))
 
     def factory() -> nn.Module:
         with torch.random.fork_rng(devices=[]):
@@ -158,14 +158,20 @@ def _read(path: Path) -> dict[str, Tensor]:
     try:
         with safe_open(path, framework="pt") as file:
             notes = file.metadata() or {}
-        if "neurank" in notes:
-            return read_tensors(path, kind=WEIGHTS)[0]
-        return dict(load_file(path))
+        if "neurank" not in notes:
+            return dict(load_file(path))
     except (SafetensorError, OSError) as error:
         raise FileError(
             f"{path} cannot be read as safetensors ({error}): give a state dict saved with "
             "safetensors.torch.save_file"
         ) from error
+    if '"kind":"condensed network"' in notes["neurank"]:
+        raise FileError(
+            f"{path} holds a condensed network, which needs the original's factory too: write "
+            f"def small(): return neurank.load({path.name!r}, factory).model in a file of your "
+            "own, give it as MODEL, file.py:small, and leave --weights out"
+        )
+    return read_tensors(path, kind=WEIGHTS)[0]
 
 
 def _check_names(

@@ -50,7 +50,7 @@ def say(text: object = "", *, quiet: bool = False) -> None:
 
 def document(content: Mapping[str, Json]) -> None:
     """Print the one JSON document of a command on standard output."""
-    sys.stdout.write(json.dumps(plain(content), indent=2, allow_nan=False) + "\n")
+    sys.stdout.write(json.dumps(plain(content), allow_nan=False) + "\n")
 
 
 def command_line(*words: object) -> str:

@@ -41,7 +41,7 @@ def load_data(spec: str, *, batch_size: int = 200) -> Splits:
             f"no data set is called {spec!r}: give one of {', '.join(data.KNOWN)}, or a function "
             "of your own as file.py:factory"
         )
-    return _splits(load_factory(spec, DataError)(), spec, batch_size)
+    return _splits(load_factory(spec, DataError, ", ".join(data.KNOWN))(), spec, batch_size)
 
 
 def part(splits: Splits, name: str) -> Split:

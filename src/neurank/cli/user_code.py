@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeGuard
 
 from neurank.errors import NeurankError
 from neurank.ranking import legible
@@ -22,14 +22,15 @@ def names_code(spec: str) -> bool:
 
     Examples
     --------
-    >>> names_code("nets.py:small"), names_code("mnist:/data"), names_code("torch.nn:ReLU")
-    (True, False, True)
+    >>> names_code("nets.py:small"), names_code("torch.nn:ReLU"), names_code("lenet")
+    (True, True, False)
     """
     source, _, name = spec.rpartition(":")
-    return bool(source) and name.isidentifier() and (source.endswith(".py") or "." in source)
+    module = all(part.isidentifier() for part in source.split("."))
+    return bool(source) and name.isidentifier() and (source.endswith(".py") or module)
 
 
-def load_factory(spec: str, error: type[NeurankError]) -> Callable[[], Any]:
+def load_factory(spec: str, error: type[NeurankError], known: str) -> Callable[[], Any]:
     """Run the module that `spec` names and return the factory in it, a function of no arguments.
 
     Parameters
@@ -39,6 +40,8 @@ def load_factory(spec: str, error: type[NeurankError]) -> Callable[[], Any]:
         is where its own imports are looked for first.
     error
         What to raise.
+    known
+        What can be named without code of one's own, for the message.
 
     Returns
     -------
@@ -50,44 +53,53 @@ def load_factory(spec: str, error: type[NeurankError]) -> Callable[[], Any]:
     if path is not None and not path.is_file():
         raise error(f"there is no file {path}: check the path before the colon in {spec!r}")
     folder = Path.cwd() if path is None else path.resolve().parent
-
-    def failed(what: str, reason: Exception) -> NeurankError:
-        return error(
-            f"{what} failed with {type(reason).__name__}: {reason}; mend the code, "
-            "'neurank --traceback' in front of the command shows where"
-        )
-
     with _importable(folder):
-        try:
+        if path is None and not _is_there(source):
+            raise error(
+                f"there is no module {source!r} here or installed: check {spec!r}, or give {known}"
+            )
+        with _reasoned(f"importing {source!r}", error):
             module = importlib.import_module(source) if path is None else _module_of(path)
-        except Exception as reason:
-            raise failed(f"importing {source!r}", reason) from reason
     factory = getattr(module, name, None)
-    if not callable(factory) or not _is_called(factory):
-        known = [key for key, item in vars(module).items() if _offered(item, module)]
-        raise error(
-            f"{source!r} has no function {name!r} that builds something"
-            + (f": it has {', '.join(map(legible, known))}" if known else ": write def factory()")
-        )
+    if not _is_factory(factory):
+        offered = [key for key, item in vars(module).items() if _is_own(item, module)]
+        remedy = f"it has {', '.join(map(legible, offered))}" if offered else "write one"
+        raise error(f"{source!r} has no function {name!r} that builds something: {remedy}")
 
     def call() -> Any:
-        with _importable(folder):
-            try:
-                return factory()
-            except NeurankError:
-                raise
-            except Exception as reason:
-                raise failed(f"{spec!r}, called without arguments,", reason) from reason
+        with _importable(folder), _reasoned(f"{spec!r}, called without arguments,", error):
+            return factory()
 
     return call
 
 
-def _is_called(factory: Any) -> bool:
+@contextmanager
+def _reasoned(what: str, error: type[NeurankError]) -> Iterator[None]:
+    """Raise what the user's code raises as `error`, with the reason."""
+    try:
+        yield
+    except NeurankError:
+        raise
+    except Exception as reason:
+        raise error(
+            f"{what} failed with {type(reason).__name__}: {reason}; mend the code, "
+            "'neurank --traceback' in front of the command shows where"
+        ) from reason
+
+
+def _is_there(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except (ImportError, ValueError):  # a parent that is missing or no package
+        return False
+
+
+def _is_factory(thing: Any) -> TypeGuard[Callable[[], Any]]:
     """Whether it is a function or a class; a network itself can be called too, but builds none."""
-    return isinstance(factory, type) or hasattr(factory, "__name__") or hasattr(factory, "func")
+    return callable(thing) and (hasattr(thing, "__name__") or hasattr(thing, "func"))
 
 
-def _offered(item: Any, module: ModuleType) -> bool:
+def _is_own(item: Any, module: ModuleType) -> bool:
     return callable(item) and getattr(item, "__module__", None) == module.__name__
 
 

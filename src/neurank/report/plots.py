@@ -57,7 +57,7 @@ def score_bars(ranking: Ranking, layer: str, *, k: int = 5, ax: Axes | None = No
     if isinstance(k, bool) or not isinstance(k, int) or k < 0:
         raise RankingError(f"k={k!r} units cannot be coloured: give a whole number from 0 on")
     axes = _new_axes(scored.units) if ax is None else ax
-    axes.set_title(f"{_plain(layer)}: {_plain(ranking.method)}", fontsize=10)
+    axes.set_title(_title(ranking, layer), fontsize=10)
     axes.set_xlabel("unit")
     axes.set_ylabel("score")
     if scored.status == "undefined":
@@ -172,7 +172,7 @@ def feature_maps(
     columns = len(units) + (pictures is not None)
     figure = Figure(figsize=(0.3 + 1.25 * columns, 0.7 + 1.2 * examples), dpi=120)
     figure.set_layout_engine("constrained")
-    figure.suptitle(f"{_plain(layer)}: {_plain(ranking.method)}", fontsize=10)
+    figure.suptitle(_title(ranking, layer), fontsize=10)
     panels = figure.subplots(examples, columns, squeeze=False)
     for row, across in enumerate(panels):
         panes = list(across)
@@ -294,6 +294,11 @@ def _draw_image(axes: Axes, image: Tensor, title: str, low: float, high: float) 
     axes.set_title(title, fontsize=8)
     axes.set_xticks([])
     axes.set_yticks([])
+
+
+def _title(ranking: Ranking, layer: str) -> str:
+    """Name the layer and the method that scored it, which in a merged ranking is one of several."""
+    return f"{_plain(layer)}: {_plain(ranking.select([layer]).method)}"
 
 
 def _plain(text: str) -> str:
