@@ -135,7 +135,7 @@ def unit_space(graph: Graph, model: nn.Module) -> UnitSpace:
     for operation in graph.operations:
         if operation.kind not in {*CONVOLUTIONS, "linear"}:
             continue
-        name = _layer_name(operation)
+        name = _layer_name(operation, model)
         reason = _refusal(operation, graph, model)
         if reason is None:
             layer = _follow(name, operation, graph)
@@ -147,9 +147,14 @@ def unit_space(graph: Graph, model: nn.Module) -> UnitSpace:
     return UnitSpace(graph, layers, refused)
 
 
-def _layer_name(operation: Operation) -> str:
+def _layer_name(operation: Operation, model: nn.Module) -> str:
+    """Name of the module that holds the weight, the one that runs where several share it."""
     weight = operation.args[1]
-    return weight.name.rpartition(".")[0] if isinstance(weight, Weight) else operation.module
+    if not isinstance(weight, Weight):
+        return operation.module
+    shared = _names_of_same_tensor(weight.name, model)
+    runs = f"{operation.module}.weight" in shared
+    return operation.module if runs else weight.name.rpartition(".")[0]
 
 
 def _refusal(operation: Operation, graph: Graph, model: nn.Module) -> str | None:
