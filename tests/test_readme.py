@@ -1,0 +1,43 @@
+"""The README's code runs as it stands."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from neurank.cli import app
+from neurank.rankers.registry import METHODS
+from typer.testing import CliRunner
+
+README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language):
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+
+
+def test_the_quickstart_runs_and_is_short(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (code,) = blocks("python")
+    names = {}
+    exec(compile(code, "README.md", "exec"), names)  # noqa: S102
+    assert len([line for line in code.splitlines() if line.strip()]) <= 20
+    assert (tmp_path / "small.safetensors").is_file()
+    assert names["again"].fc1.out_features == 16
+    assert "ImportanceSwitch" in capsys.readouterr().out
+
+
+def test_the_steps_on_the_command_line_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (steps,) = [block for block in blocks("sh") if "neurank train" in block]
+    for line in steps.strip().splitlines():
+        program, *words = shlex.split(line)
+        assert program == "neurank"
+        result = CliRunner().invoke(app, words)
+        assert result.exit_code == 0, result.output
+    assert (tmp_path / "small.safetensors").is_file()
+
+
+@pytest.mark.parametrize(("name", "method"), METHODS.items())
+def test_every_method_is_in_the_table(name, method):
+    assert f"| `{method.__name__}` | `{name}` |" in README
