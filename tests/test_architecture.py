@@ -13,7 +13,7 @@ SOURCE = Path(neurank.__file__).parent
 # Who may import whom: a room those below it, itself, and none beside it.
 FLOORS = (
     {"errors"},
-    {"files", "modes", "progress"},
+    {"files", "modes", "progress", "text"},
     {"ranking"},
     {"data", "training", "zoo"},
     {"units"},

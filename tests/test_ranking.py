@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from neurank.errors import FileError, RankingError
 from neurank.files import read_tensors, write_tensors
-from neurank.ranking import LayerRanking, Ranking, aligned, legible
+from neurank.ranking import LayerRanking, Ranking
+from neurank.text import aligned, legible
 
 NAN = float("nan")
 

@@ -14,7 +14,8 @@ import pandas as pd
 from scipy import stats
 
 from neurank.errors import RankingError
-from neurank.ranking import LayerRanking, Ranking, aligned, legible, refuse_other_model
+from neurank.ranking import LayerRanking, Ranking, refuse_other_model
+from neurank.text import aligned, legible
 
 
 @dataclass(frozen=True)

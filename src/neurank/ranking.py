@@ -20,6 +20,7 @@ from torch import Tensor
 
 from neurank.errors import FileError, RankingError
 from neurank.files import Json, as_json, read_tensors, write_tensors
+from neurank.text import aligned, legible
 
 Status = Literal["exact", "sampled", "learned", "computed", "random", "given", "undefined"]
 """How the scores of a layer came about.
@@ -38,7 +39,6 @@ together, which is all that one pass can tell. none: the method promises no erro
 
 _KIND = "ranking"
 _SHOWN = 5
-_LONGEST_NAME = 40
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -480,36 +480,6 @@ def refuse_other_model(one: Ranking, other: Ranking) -> None:
             f"the rankings are of different models ({str(first)[:16]} and {str(second)[:16]}, by "
             "provenance['model']); rank both with the same trained model"
         )
-
-
-def legible(text: str, longest: int = _LONGEST_NAME) -> str:
-    r"""Return `text` fit for a terminal: control characters escaped, the middle cut out if long.
-
-    Examples
-    --------
-    >>> print(legible("conv\x1b[2J"))
-    conv\x1b[2J
-    """
-    shown = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
-    if len(shown) <= longest:
-        return shown
-    half = (longest - 1) // 2
-    return f"{shown[: longest - 1 - half]}…{shown[-half:]}"
-
-
-def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Return one line per row, its columns padded to equal width and two blanks apart.
-
-    Examples
-    --------
-    >>> aligned([("conv1", "10"), ("fc", "4")])
-    ['conv1  10', 'fc     4']
-    """
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    ]
 
 
 @contextmanager

@@ -20,7 +20,8 @@ from neurank.data import Splits
 from neurank.errors import PlanError, RankingError
 from neurank.files import Json
 from neurank.observe.observer import model_digest
-from neurank.ranking import Ranking, aligned
+from neurank.ranking import Ranking
+from neurank.text import aligned
 from neurank.training import error_rate
 
 

@@ -28,10 +28,11 @@ from neurank.rankers.importance_switch import ImportanceSwitch
 from neurank.rankers.permutation_shapley import PermutationShapley
 from neurank.rankers.random_score import RandomScore
 from neurank.rankers.rank import rank
-from neurank.ranking import Ranking, aligned
+from neurank.ranking import Ranking
 from neurank.report.documents import agreement_document
 from neurank.report.plots import feature_maps, score_panels
 from neurank.report.run_folder import RunFolder, numbered_run_folder, run_folder
+from neurank.text import aligned
 from neurank.training import error_rate, fit
 
 LAYERS = ("conv1", "conv2", "fc1", "fc2")

@@ -13,7 +13,7 @@ from neurank import zoo
 from neurank.cli.user_code import load_factory, names_code
 from neurank.errors import FileError, ModelError
 from neurank.files import Json, read_tensors, write_tensors
-from neurank.ranking import legible
+from neurank.text import legible
 
 WEIGHTS = "weights"
 """The kind of the files that `save_weights` writes."""

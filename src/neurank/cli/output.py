@@ -10,8 +10,8 @@ from typer.core import TyperGroup
 
 from neurank.errors import CondenseError, NeurankError
 from neurank.files import Json
-from neurank.ranking import legible
 from neurank.report.documents import plain
+from neurank.text import legible
 
 WRONG_INPUT, FAILED, INTERRUPTED = 2, 1, 130
 """Exit codes: what was given cannot be used; it went wrong on the way; Ctrl-C."""

@@ -14,8 +14,9 @@ from neurank.cli.words import layer_names, value
 from neurank.rankers.importance_switch import ImportanceSwitch
 from neurank.rankers.rank import rank as rank_units
 from neurank.rankers.registry import METHODS
-from neurank.ranking import Ranking, legible
+from neurank.ranking import Ranking
 from neurank.report.documents import ranking_document
+from neurank.text import legible
 
 
 @with_method_options

@@ -11,7 +11,7 @@ from neurank.cli.output import command_line, document, percent, say
 from neurank.cli.sources import load_data
 from neurank.data import Splits
 from neurank.files import Json
-from neurank.ranking import aligned
+from neurank.text import aligned
 from neurank.training import History, error_rate, fit
 
 

@@ -14,7 +14,7 @@ from types import ModuleType
 from typing import Any, TypeGuard
 
 from neurank.errors import NeurankError
-from neurank.ranking import legible
+from neurank.text import legible
 
 
 def names_code(spec: str) -> bool:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from neurank.condense.surgery import named_tensors
 from neurank.errors import FileError
 from neurank.files import Json
-from neurank.ranking import aligned, legible
+from neurank.text import aligned, legible
 from neurank.units.graph import Graph, Operation, Ref
 from neurank.units.space import CONVOLUTIONS
 from neurank.units.trace import trace

@@ -11,7 +11,8 @@ from typing import Any, TypeVar
 
 from neurank.errors import FileError, PlanError, RankingError
 from neurank.files import Json, as_json
-from neurank.ranking import Ranking, aligned, legible
+from neurank.ranking import Ranking
+from neurank.text import aligned, legible
 
 _SHOWN = 16
 

@@ -13,7 +13,8 @@ from matplotlib.ticker import FixedLocator, MaxNLocator
 from torch import Tensor
 
 from neurank.errors import RankingError
-from neurank.ranking import LayerRanking, Ranking, legible
+from neurank.ranking import LayerRanking, Ranking
+from neurank.text import legible
 
 BEST, REST = "#d1495b", "#9fb3c8"
 ERROR_BARS: dict[str, Any] = {"ecolor": "#33415c", "elinewidth": 0.8, "capsize": 1.5}

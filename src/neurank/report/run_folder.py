@@ -13,8 +13,9 @@ from matplotlib.figure import Figure
 from neurank.agreement import Agreement
 from neurank.errors import FileError
 from neurank.files import Json
-from neurank.ranking import Ranking, legible
+from neurank.ranking import Ranking
 from neurank.report.documents import plain
+from neurank.text import legible
 
 RUNS = Path("runs")
 """Where numbered folders are made."""
