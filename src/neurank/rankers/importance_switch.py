@@ -103,8 +103,8 @@ class ImportanceSwitch:
 
     def score(self, observer: Observer, layer: str) -> Scored:
         """Score every unit of one layer."""
-        # Whoever calls may have turned gradients off, or be in inference mode.
-        with torch.inference_mode(False), torch.enable_grad():
+        # Whoever calls may be in inference mode, or have gradients off: this turns them on.
+        with torch.inference_mode(False):
             training = _Training(self, observer.switchboard(layer), layer, observer.seed)
             label = f"switch on {layer}"
             epochs = track(range(self.epochs), label=label, show=observer.progress)
