@@ -9,7 +9,7 @@ from neurank.cli import arguments
 from neurank.cli.method_options import make_method, with_method_options
 from neurank.cli.models import architecture, trained_model
 from neurank.cli.output import command_line, document, say
-from neurank.cli.sources import load_data, part
+from neurank.cli.sources import check_class, load_data, part
 from neurank.cli.words import layer_names, value
 from neurank.rankers.importance_switch import ImportanceSwitch
 from neurank.rankers.rank import rank as rank_units
@@ -68,7 +68,9 @@ def rank(
     chosen = make_method(method, options)
     worth = value(value_)
     network = trained_model(architecture(model), weights)
-    examples = part(load_data(data, batch_size=batch_size), split or _usual_split(chosen))
+    splits = load_data(data, batch_size=batch_size)
+    check_class(worth, splits)
+    examples = part(splits, split or _usual_split(chosen))
     ranking = rank_units(
         network,
         examples if first is None else examples.first(first),

@@ -10,6 +10,7 @@ from neurank import data
 from neurank.cli.user_code import load_factory, names_code
 from neurank.data import Split, Splits
 from neurank.errors import DataError
+from neurank.observe.value import Recall, Value
 
 PARTS = ("train", "validation", "test")
 RANKED_ON = ("train", "validation")
@@ -59,6 +60,21 @@ def part(splits: Splits, name: str) -> Split:
         )
     chosen: Split = getattr(splits, name)
     return chosen
+
+
+def check_class(value: Value, splits: Splits) -> None:
+    """Refuse the recall of a class that the data do not have.
+
+    Raises
+    ------
+    DataError
+        There is no such class.
+    """
+    if isinstance(value, Recall) and value.label >= len(splits.classes):
+        raise DataError(
+            f"there is no class {value.label} to recall: the classes of {splits.name} are 0 to "
+            f"{len(splits.classes) - 1}"
+        )
 
 
 def _splits(made: object, spec: str, batch_size: int) -> Splits:
