@@ -1,0 +1,74 @@
+import inspect
+import types
+
+import pytest
+
+import neurank as nr
+
+DOCUMENTED = {
+    "data": "data sets in fixed splits",
+    "zoo": "the papers' networks",
+    "errors": "everything that is raised on purpose",
+    "fit": "train", "error_rate": "test",
+    "rank": "score", "compare": "two rankings", "plan": "choose", "condense": "carry out",
+    "retrain": "afterwards", "load": "a condensed network",
+    "ExactShapley": "method", "PermutationShapley": "method", "ImportanceSwitch": "method",
+    "WeightNorm": "method", "RandomScore": "method",
+    "Accuracy": "value", "Recall": "value", "NegativeLoss": "value", "Margin": "value",
+    "Ranking": "result", "LayerRanking": "result", "Agreement": "result", "Plan": "result",
+    "Condensed": "result",
+}  # fmt: skip
+
+
+def test_the_public_names_are_those_that_are_documented():
+    assert set(nr.__all__) == set(DOCUMENTED)
+    assert list(nr.__all__) == sorted(nr.__all__)
+
+
+def test_nothing_else_is_public():
+    """Names without an underscore are in __all__, or are the package's own modules."""
+    others = {
+        name
+        for name, thing in vars(nr).items()
+        if not name.startswith("_") and not isinstance(thing, types.ModuleType)
+    }
+    assert others <= set(nr.__all__)
+    strangers = {
+        name
+        for name, thing in vars(nr).items()
+        if isinstance(thing, types.ModuleType) and not thing.__name__.startswith("neurank")
+    }
+    assert strangers == set()
+
+
+@pytest.mark.parametrize("name", sorted(DOCUMENTED))
+def test_each_says_what_it_is(name):
+    thing = getattr(nr, name)
+    text = inspect.getdoc(thing)
+    assert text
+    assert not text.startswith(f"{name}(")  # what a dataclass says for lack of a docstring
+    if not isinstance(thing, types.ModuleType):
+        assert thing.__module__.startswith("neurank.")
+
+
+MADE_BY_OTHERS = {"Agreement": "compare", "Condensed": "condense"}
+"""Nobody makes these by hand; what makes them has the example."""
+
+
+@pytest.mark.parametrize("name", sorted(set(DOCUMENTED) - {"data", "zoo", "errors"}))
+def test_each_has_an_example_whose_answer_is_known(name):
+    thing = getattr(nr, MADE_BY_OTHERS.get(name, name))
+    assert ">>>" in inspect.getdoc(thing)
+
+
+def test_methods_and_values_are_frozen_and_print_their_parameters():
+    for name, kind in DOCUMENTED.items():
+        if kind in {"method", "value"} and name not in {"Recall"}:
+            made = getattr(nr, name)()
+            assert type(made).__dataclass_params__.frozen
+            assert repr(made).startswith(f"{name}(")
+            assert made == getattr(nr, name)()
+
+
+def test_a_version():
+    assert nr.__version__.count(".") == 2
