@@ -24,7 +24,6 @@ from torch.nn import functional
 
 import neurank as nr
 from neurank.data import Split
-from neurank.rankers.importance_switch import ImportanceSwitch
 
 LAYERS = {"c1": "conv1", "c3": "conv2", "c5": "fc1", "f6": "fc2"}
 
@@ -62,9 +61,9 @@ class Setting:
         )
 
     @property
-    def method(self) -> ImportanceSwitch:
+    def method(self) -> nr.ImportanceSwitch:
         """The library's own switch."""
-        return ImportanceSwitch(epochs=self.epochs, alpha=self.alpha, lr=self.lr)
+        return nr.ImportanceSwitch(epochs=self.epochs, alpha=self.alpha, lr=self.lr)
 
 
 SHORT = (

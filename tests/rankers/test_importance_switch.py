@@ -68,13 +68,20 @@ def normalised():
     )  # fmt: skip
 
 
-def counted_in_place():
+def pooled_then_normalised():
+    return nn.Sequential(
+        nn.Conv2d(1, 3, 2), nn.MaxPool2d(2), nn.BatchNorm2d(3), nn.ReLU(), nn.Flatten(),
+        nn.Linear(12, 4),
+    )  # fmt: skip
+
+
+def in_place():
     return nn.Sequential(nn.Linear(4, 5), nn.ReLU(inplace=True), nn.Linear(5, 3))
 
 
 CASES = {  # name: (network, layer, module whose result is multiplied, shape of an input)
     "perceptron": (perceptron, "0", "0", (4,)),
-    "in place": (counted_in_place, "0", "0", (4,)),
+    "in place": (in_place, "0", "0", (4,)),
     "tanh": (lambda: perceptron(nn.Tanh), "0", "0", (4,)),
     "sigmoid": (lambda: perceptron(nn.Sigmoid), "0", "0", (4,)),
     "leaky": (lambda: perceptron(nn.LeakyReLU), "0", "0", (4,)),
@@ -82,6 +89,7 @@ CASES = {  # name: (network, layer, module whose result is multiplied, shape of 
     "no nonlinearity": (lambda: perceptron(nn.Identity), "0", "0", (4,)),
     "the outputs": (perceptron, "2", "2", (4,)),
     "norm before": (normalised, "0", "1", (1, 5, 5)),
+    "pool and norm before": (pooled_then_normalised, "0", "2", (1, 5, 5)),
     "gated": (Gated, "first", "first", (4,)),
     "norm behind": (Pooled, "conv", "conv", (1, 5, 5)),
 }

@@ -73,10 +73,10 @@ class ImportanceSwitch:
     Example
     -------
     >>> import neurank as nr
-    >>> from neurank.rankers.importance_switch import ImportanceSwitch
     >>> model = nr.zoo.digits_net(2, 3, 6, 4, seed=0)
     >>> data = nr.data.load("digits").train.first(100)
-    >>> ranking = nr.rank(model, data, ImportanceSwitch(epochs=2), layers=["fc1"], progress=False)
+    >>> method = nr.ImportanceSwitch(epochs=2)
+    >>> ranking = nr.rank(model, data, method, layers=["fc1"], progress=False)
     >>> print(f"{ranking['fc1'].scores.sum():.6f}", ranking["fc1"].status)
     1.000000 learned
     """
