@@ -85,8 +85,8 @@ def fit(
 
     Data in memory (anything with `inputs`, `targets` and `batch_size`, such as a
     `neurank.data.Split`) are shuffled anew in every epoch; other batches are taken as they come.
-    The shuffling and the network's own chance (dropout) follow from `seed` alone, and torch's
-    generators are left as they were. So are the training flags of all modules. Whatever ends the
+    The shuffling and the network's own chance (dropout) follow from `seed` alone, the order of
+    the examples is the same for every network, and torch's generators are left as they were. So are the training flags of all modules. Whatever ends the
     training early, an error or Ctrl-C, the network has the weights of its best epoch so far.
 
     Parameters
