@@ -85,9 +85,10 @@ def fit(
 
     Data in memory (anything with `inputs`, `targets` and `batch_size`, such as a
     `neurank.data.Split`) are shuffled anew in every epoch; other batches are taken as they come.
-    The shuffling and the network's own chance (dropout) follow from `seed` alone, the order of
-    the examples is the same for every network, and torch's generators are left as they were. So are the training flags of all modules. Whatever ends the
-    training early, an error or Ctrl-C, the network has the weights of its best epoch so far.
+    The shuffling and the network's own chance (dropout) follow from `seed` alone, and the order
+    of the examples is the same for every network. Torch's generators and the training flags of
+    all modules are left as they were. Whatever ends the training early, an error or Ctrl-C, the
+    network has the weights of its best epoch so far.
 
     Parameters
     ----------
