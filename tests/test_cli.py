@@ -437,6 +437,15 @@ class TestEveryCommand:
         assert "No space left" in refusal(*words, code=1)
 
     @pytest.mark.usefixtures("desk")
+    def test_running_out_of_memory_is_a_failure_with_a_remedy(self, monkeypatch):
+        def full(*_, **__):
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried 9 bytes")
+
+        monkeypatch.setattr("neurank.cli.train.fit", full)
+        refused = refusal("train", NET, "digits", "--out", "w.safetensors", code=1)
+        assert "smaller --batch-size" in refused
+
+    @pytest.mark.usefixtures("desk")
     def test_markup_in_a_name_is_printed_as_it_stands(self):
         assert "[red]lenet[/red]" in refusal(
             "rank", "[red]lenet[/red]", "digits", "--out", "r.safetensors"

@@ -17,6 +17,7 @@ WRONG_INPUT, FAILED, INTERRUPTED = 2, 1, 130
 """Exit codes: what was given cannot be used; it went wrong on the way; Ctrl-C."""
 
 _LONGEST_LINE = 4000
+_NO_MEMORY = ("can't allocate memory", "out of memory", "Unable to allocate")
 _UsageError: type[Exception] = typer.BadParameter.__mro__[1]  # typer exports only this child of it
 
 
@@ -96,8 +97,8 @@ def _message(error: Exception) -> str:
         return str(error)
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}; check the path and its permissions"
-    if isinstance(error, MemoryError) or "alloc" in str(error):
-        return f"out of memory ({error}); use fewer examples (--first) or a smaller --batch-size"
+    if isinstance(error, MemoryError) or any(sign in str(error) for sign in _NO_MEMORY):
+        return f"out of memory ({error}); give a smaller --batch-size, or fewer examples"
     return (
         f"{type(error).__name__}: {error}; see where with 'neurank --traceback' in front of the "
         "command"
