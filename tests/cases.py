@@ -209,7 +209,8 @@ def _in_place(net, x):
 CASES = (
     Case("linear pair", lambda: perceptron(4, 5, 3), (4,), layers("fc0", "fc1")),
     Case("perceptron", lambda: perceptron(4, 5, 5, 4, 3), (4,), layers("fc0", "fc1", "fc2", "fc3")),
-    Case("without biases", lambda: perceptron(4, 5, 4, 3, bias=False), (4,), layers("fc0", "fc1", "fc2")),
+    Case("without biases", lambda: perceptron(4, 5, 4, 3, bias=False), (4,),
+         layers("fc0", "fc1", "fc2")),
     Case("linear all along", lambda: perceptron(4, 5, 4, 3, act=nn.Identity), (4,),
          layers("fc0", "fc1", "fc2")),
     Case("many ties", lambda: perceptron(3, 5, 4, 3), (3,), layers("fc0", "fc1", "fc2"),
