@@ -317,6 +317,21 @@ def tied_consumer():
     return Net()
 
 
+def read_by_one():
+    """Two layers whose one consumer runs twice."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.left, self.right = nn.Linear(4, 4), nn.Linear(4, 4)
+            self.out = nn.Linear(4, 3)
+
+        def forward(self, x):
+            return self.out(torch.relu(self.left(x))) + self.out(torch.tanh(self.right(x)))
+
+    return Net()
+
+
 def shared_norm():
     norm = nn.BatchNorm1d(4)
     return nn.Sequential(
@@ -366,7 +381,8 @@ def grouped():
         (tied, "0", "0.weight, 2.weight"),
         (tied, "2", "0.weight, 2.weight"),
         (tied_consumer, "first", r"second.weight, third.weight"),
-        (shared_norm, "0", "read by 2 operations"),
+        (read_by_one, "left", "'out.weight' .*read by 2 operations"),
+        (shared_norm, "0", "1.weight, 4.weight"),
         (called_twice, "0", "0.weight, 2.weight"),
         (spectral, "2", "weight is not the parameter of a module"),
         (spectral, "0", "'0'.* linear, for which there is no rule"),
