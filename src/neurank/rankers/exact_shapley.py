@@ -8,7 +8,6 @@ import torch
 from numpy.typing import NDArray
 
 from neurank.errors import MethodError
-from neurank.files import Json
 from neurank.observe.game import Ends, Game, PerUnit
 from neurank.observe.observer import Observer
 from neurank.rankers.method import Scored
@@ -72,14 +71,7 @@ class ExactShapley:
             status="exact",
             data_stderr=torch.from_numpy(np.sqrt(moments.data_variance)),
         )
-        none, everything = moments.ends
-        record: dict[str, Json] = {
-            "way": observer.way(layer),
-            "value_none": none,
-            "value_all": everything,
-            "coalitions": coalitions,
-        }
-        return Scored(ranking, record)
+        return Scored(ranking, moments.record(observer.way(layer), coalitions))
 
     def _check_cost(self, coalitions: int, seen: int, observer: Observer, game: Game) -> None:
         """Refuse at the first batch that shows what the whole would cost."""

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from neurank.files import Json
 from neurank.ranking import LayerRanking
 
 Array = NDArray[np.float64]
@@ -61,6 +62,16 @@ class Moments:
         if not self.examples:
             return float("nan"), float("nan")
         return float(self._ends[0] / self.examples), float(self._ends[1] / self.examples)
+
+    def record(self, way: str, coalitions: int) -> dict[str, Json]:
+        """Say for the provenance how the scores came about."""
+        none, everything = self.ends
+        return {
+            "way": way,
+            "value_none": none,
+            "value_all": everything,
+            "coalitions": coalitions,
+        }
 
     @property
     def total_variance(self) -> Array:

@@ -8,7 +8,6 @@ import torch
 from numpy.typing import NDArray
 
 from neurank.errors import MethodError
-from neurank.files import Json
 from neurank.observe.game import Ends, Game, PerUnit
 from neurank.observe.observer import Observer
 from neurank.rankers.method import Scored
@@ -92,14 +91,7 @@ class PermutationShapley:
             stderr_of="total" if single else "estimator",
             data_stderr=None if single else torch.from_numpy(np.sqrt(moments.data_variance)),
         )
-        none, everything = moments.ends
-        record: dict[str, Json] = {
-            "way": observer.way(layer),
-            "value_none": none,
-            "value_all": everything,
-            "coalitions": coalitions,
-        }
-        return Scored(ranking, record)
+        return Scored(ranking, moments.record(observer.way(layer), coalitions))
 
     def _estimate(self, game: Game, seed: int) -> tuple[PerUnit, Ends, PerUnit]:
         """Mean over the repetitions per example, the values at the ends, the mean's variance."""
