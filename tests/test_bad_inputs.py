@@ -396,7 +396,7 @@ class Hanging(Dataset):
 
     def __getitem__(self, index):
         if index >= 4:
-            time.sleep(60)
+            time.sleep(3)
         return torch.zeros(4), 0
 
 
@@ -573,7 +573,7 @@ def test_a_model_that_compiles_itself_in_place_is_ranked_as_it_is():
 
 @every_method
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("name", ["linear pair", "lenet, flatten", "norm before the activation"])
+@pytest.mark.parametrize("name", ["linear pair", "norm before the activation"])
 def test_half_precision(method, dtype, name):
     case = named(name)
     ranking = rank(case.model(dtype), case.batches(dtype), method)

@@ -122,7 +122,7 @@ def test_errors_at_two_passes_match_what_is_seen_over_seeds():
     observer = watch(named("perceptron"))
     wanted = exact(observer, "fc1")
     claimed, seen = [], []
-    for seed in range(300):
+    for seed in range(200):
         found = score(replace(observer, seed=seed), "fc1", passes=2).ranking
         claimed.append(found.stderr**2)
         seen.append((found.scores - wanted) ** 2)
@@ -138,23 +138,23 @@ def test_antithetic_pairs_help_where_values_are_nearly_additive():
         errors = [
             score(replace(observer, seed=seed), "fc0", passes=2, **parameters).ranking.scores
             - wanted
-            for seed in range(100)
+            for seed in range(30)
         ]
         return float(torch.stack(errors).pow(2).mean().sqrt())
 
     assert rmse(antithetic=True) < 0.7 * rmse()
 
 
-@pytest.mark.parametrize("value", [nr.Accuracy(), nr.Recall(1)], ids=repr)
 @pytest.mark.parametrize("sizes", [(12,), (1,) * 12, (7, 5)])
 @pytest.mark.parametrize("name", ["lenet, flatten", "skip", "sigmoid"])
-def test_same_bits_in_other_batches(name, sizes, value):
+def test_same_bits_in_other_batches(name, sizes):
     case = named(name)
-    for layer in case.reads:
-        found = score(watch(case, value=value, seed=3), layer, passes=2).ranking
-        other = look(case.model(), case.batches(sizes=sizes), value=value, seed=3)
-        again = score(other, layer, passes=2).ranking
-        assert torch.equal(found.scores, again.scores), layer
+    other = look(case.model(), case.batches(sizes=sizes), seed=3)
+    for value in (nr.Accuracy(), nr.Recall(1)):
+        for layer in case.reads:
+            found = score(watch(case, value=value, seed=3), layer, passes=2).ranking
+            again = score(replace(other, value=value), layer, passes=2).ranking
+            assert torch.equal(found.scores, again.scores), layer
 
 
 def test_same_seed_same_bits_another_seed_other_bits():
