@@ -223,7 +223,7 @@ class TestRank:
         [
             ("resnet", "digits", "give lenet, digits_net"),
             ("lenet", "digits", "comes untrained"),
-            ("lenet:5", "digits", "give four whole numbers"),
+            ("lenet:5", "digits", "give 4 whole numbers"),
             (NET, "imagenet", "give one of digits, mnist:DIR"),
             (NET, "mnist", "give mnist:DIR"),
             (NET, "mnist:nowhere", "nowhere has neither"),

@@ -82,6 +82,19 @@ def test_logits_agree(case, removal, dtype):
                 assert close(full, wanted, dtype), layer
 
 
+@pytest.mark.parametrize("case", CASES[::3], ids=str)
+def test_coalitions_of_every_example_are_worth_what_each_is(case):
+    for layer in case.reads:
+        for game in watch(case, value=nr.Margin()).games(layer):
+            masks = every_mask(game.units)[torch.randperm(2**game.units)[:9]]
+            grid = masks.expand(game.examples, *masks.shape)
+            found = game.values_by_example(grid)
+            rows = torch.arange(game.examples).repeat_interleave(len(masks))
+            wanted = game.values(rows, masks.repeat(game.examples, 1))
+            torch.testing.assert_close(found.flatten(), wanted, rtol=1e-9, atol=1e-12)
+            assert game.values_by_example(grid[:, :0]).shape == (game.examples, 0)
+
+
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_null_players_change_nothing_and_nothing_else_is_one(case):
     batches = case.batches()

@@ -129,9 +129,10 @@ def _widths(spec: str, text: str) -> tuple[int, ...]:
         numbers = tuple(int(part) for part in text.split(","))
     except ValueError:
         numbers = ()
-    if len(numbers) != 4:
+    count = zoo.WIDTHS[spec.partition(":")[0]]
+    if len(numbers) != count:
         raise ModelError(
-            f"{spec!r} does not say the widths of conv1, conv2, fc1 and fc2: give four whole "
+            f"{spec!r} does not say the widths of its {count} layers of units: give {count} whole "
             "numbers, as in lenet:10,20,100,25, or the name alone"
         )
     return numbers

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from neurank.observe.execution import Runner, weight_and_bias
-from neurank.observe.game import Ends, PerUnit, SuffixGame
+from neurank.observe.game import BLOCK_BYTES, Ends, PerUnit, SuffixGame
 from neurank.observe.head import Head
 from neurank.observe.kernels.chains import chain_marginals
 from neurank.observe.kernels.power_set import power_set_shapley
@@ -44,6 +44,24 @@ class AdditiveGame(SuffixGame):
         chosen = masks.to(self.base.dtype)
         added = torch.einsum("cu,cuf->cf", chosen, self.contributions[rows].flatten(2))
         return self.finish(rows, self.base + added.reshape(len(rows), *self.base.shape))
+
+    def values_by_example(self, masks: Tensor) -> Tensor:
+        """Compute the values of several coalitions of every example, (examples, coalitions).
+
+        The sums of all coalitions of an example are one matrix product.
+        """
+        examples, coalitions, _ = masks.shape
+        if not examples * coalitions:
+            return torch.zeros(examples, coalitions, dtype=torch.float64, device=masks.device)
+        size = max(1, BLOCK_BYTES // (4 * max(1, self.floats_per_coalition)))
+        chosen = masks.to(self.base.dtype)
+        found = torch.empty(examples, coalitions, dtype=torch.float64, device=masks.device)
+        for row, contributions in enumerate(self.contributions.flatten(2)):
+            for some in torch.arange(coalitions, device=masks.device).split(size):
+                sums = (chosen[row, some] @ contributions).reshape(len(some), *self.base.shape)
+                rows = torch.full_like(some, row)
+                found[row, some] = self.evaluate(rows, self.finish(rows, self.base + sums))
+        return found
 
     @property
     def floats_per_coalition(self) -> int:

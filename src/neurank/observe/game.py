@@ -101,6 +101,28 @@ class Game(ABC):
         """Compute the value of example ``rows[i]`` with the units of ``masks[i]`` on, float64."""
         return self.evaluate(rows, self.logits(rows, masks))
 
+    def values_by_example(self, masks: Tensor) -> Tensor:
+        """Compute the values of several coalitions of every example, float64.
+
+        Parameters
+        ----------
+        masks : (examples, coalitions, units) bool, True = on.
+
+        Returns
+        -------
+        Tensor
+            (examples, coalitions).
+        """
+        examples, coalitions, units = masks.shape
+        if not examples * coalitions:
+            return torch.zeros(examples, coalitions, dtype=torch.float64, device=masks.device)
+        rows = torch.arange(examples, device=masks.device).repeat_interleave(coalitions)
+        flat = masks.reshape(-1, units)
+        size = max(1, BLOCK_BYTES // (4 * max(1, self.floats_per_coalition)))
+        blocks = zip(rows.split(size), flat.split(size), strict=True)
+        found = [self.values(some, members) for some, members in blocks]
+        return torch.cat(found).reshape(examples, coalitions)
+
     def power_set(self, row: int) -> Iterator[Tensor]:
         """Yield the values of every coalition of one example's active units, in blocks.
 

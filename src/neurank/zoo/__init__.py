@@ -3,15 +3,33 @@
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
+from torch import nn
+
 from neurank.errors import ModelError
 from neurank.zoo.convnet import ConvNet, digits_net, lenet
+from neurank.zoo.vgg import VGG, vgg16
 
-Factory = Callable[..., ConvNet]
+Factory = Callable[..., nn.Module]
 
-FACTORIES: Mapping[str, Factory] = MappingProxyType({"lenet": lenet, "digits_net": digits_net})
+FACTORIES: Mapping[str, Factory] = MappingProxyType(
+    {"lenet": lenet, "digits_net": digits_net, "vgg16": vgg16}
+)
 """Every network by its name, which is also the name of its function."""
 
-__all__ = ["FACTORIES", "ConvNet", "Factory", "by_name", "digits_net", "lenet"]
+WIDTHS: Mapping[str, int] = MappingProxyType({"lenet": 4, "digits_net": 4, "vgg16": 15})
+"""How many widths each takes: one for each layer of units, but the output."""
+
+__all__ = [
+    "FACTORIES",
+    "WIDTHS",
+    "VGG",
+    "ConvNet",
+    "Factory",
+    "by_name",
+    "digits_net",
+    "lenet",
+    "vgg16",
+]
 
 
 def by_name(name: str) -> Factory:

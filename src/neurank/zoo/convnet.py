@@ -1,6 +1,6 @@
 """The papers' LeNet and a sibling for 8 x 8 pictures: two convolutions, three linear layers."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -39,7 +39,7 @@ class ConvNet(nn.Module):
         super().__init__()
         names = ("c1", "c2", "f1", "f2", "classes")
         for name, width in zip(names, (*widths, classes), strict=True):
-            _check_width(name, width)
+            check_width(name, width)
         c1, c2, f1, f2 = widths
         for kernel, pool in zip(kernels, pools, strict=True):
             side = (side - kernel + 1) // pool
@@ -96,7 +96,7 @@ def lenet(
     >>> sum(weight.numel() for weight in lenet(5, 7, 45, 20).parameters())
     7227
     """
-    with _drawing(seed):
+    with drawing(seed):
         return ConvNet((c1, c2, f1, f2), classes, kernels=(5, 5), pools=(2, 2), side=28)
 
 
@@ -135,12 +135,12 @@ def digits_net(
     >>> digits_net(seed=0)(torch.zeros(3, 1, 8, 8)).shape
     torch.Size([3, 10])
     """
-    with _drawing(seed):
+    with drawing(seed):
         return ConvNet((c1, c2, f1, f2), classes, kernels=(3, 3), pools=(1, 2), side=8)
 
 
 @contextmanager
-def _drawing(seed: int | None) -> Iterator[None]:
+def drawing(seed: int | None) -> Iterator[None]:
     """Let weights be drawn from `seed`, or from torch's generator where there is none."""
     if seed is None:
         yield
@@ -150,9 +150,20 @@ def _drawing(seed: int | None) -> Iterator[None]:
         yield
 
 
-def _check_width(name: str, width: int) -> None:
+def check_width(name: str, width: int) -> None:
+    """Refuse what is no number of units."""
     if isinstance(width, bool) or not isinstance(width, int) or width < 1:
         raise ModelError(f"{name}={width!r} is not a whole number of 1 or more")
+
+
+def check_count(network: str, widths: Sequence[int], count: int) -> None:
+    """Refuse a wrong number of widths, or one that is no width."""
+    if len(widths) != count:
+        raise ModelError(
+            f"{network} has {count} layers of units and {len(widths)} widths: {widths}"
+        )
+    for place, width in enumerate(widths):
+        check_width(f"width {place}", width)
 
 
 def _pooled(x: Tensor, side: int) -> Tensor:
