@@ -14,7 +14,7 @@ SOURCE = Path(neurank.__file__).parent
 FLOORS = (
     {"errors"},
     {"files", "modes", "progress", "text"},
-    {"ranking"},
+    {"journal", "ranking"},
     {"data", "training", "zoo"},
     {"units"},
     {"observe"},

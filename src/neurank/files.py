@@ -77,20 +77,8 @@ def write_tensors(
     ...     read_tensors(path, kind="example")
     ({'x': tensor([1., 1.])}, {'seed': 7})
     """
-    target = Path(os.path.realpath(path))
-    if target.is_dir():
-        raise FileError(f"{target} is a folder; give the name of a file in it")
-    if not target.parent.is_dir():
-        raise FileError(f"{target} cannot be written: its folder does not exist; create it first")
-    blob = _serialised(tensors, metadata, kind, target)
-    try:
-        _replace(target, blob)
-    except OSError as error:
-        raise FileError(
-            f"{target} could not be written ({error.strerror or error}); a file that was there "
-            "before is untouched. Free some space or choose another folder, then save again"
-        ) from error
-    _sync_folder(target)
+    target = destination(path)
+    write_bytes(target, _serialised(tensors, metadata, kind, target))
 
 
 def read_tensors(
@@ -194,6 +182,59 @@ def as_json(value: object, where: str = "metadata") -> Json:
     )
 
 
+def destination(path: str | os.PathLike[str]) -> Path:
+    """Return the file that `path` leads to, links followed; it need not be there yet.
+
+    Raises
+    ------
+    FileError
+        It is a folder, or its folder does not exist.
+    """
+    target = Path(os.path.realpath(path))
+    if target.is_dir():
+        raise FileError(f"{target} is a folder; give the name of a file in it")
+    if not target.parent.is_dir():
+        raise FileError(f"{target} cannot be written: its folder does not exist; create it first")
+    return target
+
+
+def write_bytes(target: Path, blob: bytes) -> None:
+    """Write a whole file by way of a draft that is synced and renamed, and sync its folder.
+
+    Raises
+    ------
+    FileError
+        The file cannot be written; then one that was there before is untouched.
+    """
+    try:
+        _replace(target, blob)
+    except OSError as error:
+        raise FileError(
+            f"{target} could not be written ({error.strerror or error}); a file that was there "
+            "before is untouched. Free some space or choose another folder, then save again"
+        ) from error
+    sync_folder(target)
+
+
+def sync_folder(target: Path) -> None:
+    """Make the renaming to `target` survive a power cut, where the system can promise that."""
+    if os.name == "nt":  # pragma: no cover - Windows opens no folders
+        return
+    try:
+        handle = os.open(target.parent, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+    except OSError as error:
+        # some file systems sync no folders, and a folder may be writable but not readable
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EACCES):
+            raise FileError(
+                f"{target} was written, but its folder could not be synced ({error.strerror}), so "
+                "a power cut may still undo it; check the disk and save again"
+            ) from error
+
+
 def _serialised(
     tensors: Mapping[str, Tensor], metadata: Mapping[str, Json], kind: str, target: Path
 ) -> bytes:
@@ -262,25 +303,6 @@ def _replace(target: Path, blob: bytes) -> None:
     except BaseException:  # Ctrl-C included: no draft stays behind
         draft.unlink(missing_ok=True)
         raise
-
-
-def _sync_folder(target: Path) -> None:
-    """Make the renaming to `target` survive a power cut, where the system can promise that."""
-    if os.name == "nt":  # pragma: no cover - Windows opens no folders
-        return
-    try:
-        handle = os.open(target.parent, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-    except OSError as error:
-        # some file systems sync no folders, and a folder may be writable but not readable
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EACCES):
-            raise FileError(
-                f"{target} was written, but its folder could not be synced ({error.strerror}), so "
-                "a power cut may still undo it; check the disk and save again"
-            ) from error
 
 
 def _bytes_and_header(source: Path) -> tuple[bytes, bytes]:
