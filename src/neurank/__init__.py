@@ -14,6 +14,7 @@ from neurank.rankers.importance_switch import ImportanceSwitch
 from neurank.rankers.permutation_shapley import PermutationShapley
 from neurank.rankers.random_score import RandomScore
 from neurank.rankers.rank import rank
+from neurank.rankers.stopping import Seconds, StderrBelow, TopCertain
 from neurank.rankers.weight_norm import WeightNorm
 from neurank.ranking import LayerRanking, Ranking
 from neurank.training import error_rate, fit
@@ -32,6 +33,9 @@ __all__ = [
     "RandomScore",
     "Ranking",
     "Recall",
+    "Seconds",
+    "StderrBelow",
+    "TopCertain",
     "WeightNorm",
     "compare",
     "condense",

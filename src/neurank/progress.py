@@ -1,7 +1,8 @@
 """A progress bar for whatever takes more than a second or two."""
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 from rich.console import Console
@@ -52,6 +53,38 @@ def track(
         return
     with _bar() as bar:
         yield from bar.track(iterable, total=total, description=label)
+
+
+@contextmanager
+def reporting(label: str, total: int, *, show: bool = True) -> Iterator[Callable[[str], None]]:
+    """Show a bar as `track` does, whose steps are taken by calling what is yielded.
+
+    Parameters
+    ----------
+    label
+        What is being done.
+    total
+        The number of steps.
+    show
+        False keeps quiet on a terminal too.
+
+    Yields
+    ------
+    Callable
+        ``step(text)`` takes one step and shows the text, such as the best result so far.
+
+    Examples
+    --------
+    >>> with reporting("ranking fc1", 2) as step:
+    ...     step("top 3 ± 0.01")
+    ...     step("top 3 ± 0.007")
+    """
+    if not (show and sys.stderr.isatty()):
+        yield lambda _text: None
+        return
+    with _bar() as bar:
+        task = bar.add_task(label, total=total)
+        yield lambda text: bar.update(task, advance=1, description=f"{label}  {text}".rstrip())
 
 
 def _bar() -> Progress:

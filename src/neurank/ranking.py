@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import ArrayLike
+from scipy import stats
 from torch import Tensor
 
 from neurank.errors import FileError, RankingError
@@ -37,6 +38,7 @@ estimator: the method's own error, given the data. total: that and the sampling 
 together, which is all that one pass can tell. none: the method promises no error.
 """
 
+_OPTIONAL = ("data_stderr", "freedom", "by_class", "by_class_stderr")
 _KIND = "ranking"
 _SHOWN = 5
 
@@ -63,6 +65,15 @@ class LayerRanking:
         What `stderr` covers, see `StderrOf`.
     data_stderr
         Standard error from the sampling of the data alone, shape (units,); None if not known.
+    freedom
+        Degrees of freedom behind each `stderr`, shape (units,), for Student's t; None takes the
+        normal distribution.
+    by_class
+        The same scores for the recall of each class in place of the accuracy, or in general for
+        the value's mean over the examples of that class, shape (classes, units); NaN for a class
+        without examples. None if not known.
+    by_class_stderr
+        Standard errors of `by_class`, covering what `stderr_of` says, shape (classes, units).
 
     Raises
     ------
@@ -85,9 +96,12 @@ class LayerRanking:
     status: Status
     stderr_of: StderrOf = "estimator"
     data_stderr: Tensor | None = None
+    freedom: Tensor | None = None
+    by_class: Tensor | None = None
+    by_class_stderr: Tensor | None = None
 
     def __post_init__(self) -> None:
-        for field in ("scores", "stderr", "data_stderr"):
+        for field in ("scores", "stderr", *_OPTIONAL):
             if getattr(self, field) is not None:
                 object.__setattr__(self, field, _reals(field, getattr(self, field)))
         object.__setattr__(self, "counts", _whole_numbers("counts", self.counts))
@@ -114,6 +128,31 @@ class LayerRanking:
             )
         return tuple(torch.argsort(self.scores, descending=True, stable=True).tolist())
 
+    def interval(self, confidence: float = 0.95) -> tuple[Tensor, Tensor]:
+        """Return the ends of an interval around each score, (units,) each.
+
+        ``score ± t * stderr`` with Student's t for `freedom` degrees of freedom. It covers the
+        score that endless sampling would give on the same data (on all data, where `stderr_of`
+        says total) in a share `confidence` of cases, each unit by itself, looked at once.
+
+        Raises
+        ------
+        RankingError
+            `confidence` is not between 0 and 1.
+
+        Examples
+        --------
+        >>> layer = LayerRanking([0.5], stderr=[0.1], counts=[100], status="sampled")
+        >>> low, high = layer.interval()
+        >>> round(low.item(), 3), round(high.item(), 3)
+        (0.304, 0.696)
+        """
+        if not 0 < confidence < 1:
+            raise RankingError(f"confidence={confidence!r}: a number between 0 and 1 is needed")
+        freedom = math.inf if self.freedom is None else self.freedom.numpy()
+        reach = torch.as_tensor(stats.t.ppf((1 + confidence) / 2, freedom)) * self.stderr
+        return self.scores - reach, self.scores + reach
+
     def __eq__(self, other: object) -> bool:
         """Compare every field by value; NaN equals NaN."""
         if not isinstance(other, LayerRanking):
@@ -133,12 +172,19 @@ class LayerRanking:
                 f"scores have the shape {tuple(self.scores.shape)}; give one score per unit, "
                 "shape (units,), of at least one unit"
             )
-        for field in ("stderr", "counts", "data_stderr"):
+        for field in ("stderr", "counts", "data_stderr", "freedom"):
             tensor = getattr(self, field)
             if tensor is not None and tensor.shape != self.scores.shape:
                 raise RankingError(
                     f"{field} has the shape {tuple(tensor.shape)} beside scores of the shape "
                     f"{tuple(self.scores.shape)}; give one entry per unit"
+                )
+        for field in ("by_class", "by_class_stderr"):
+            tensor = getattr(self, field)
+            if tensor is not None and (tensor.ndim != 2 or tensor.shape[1:] != self.scores.shape):
+                raise RankingError(
+                    f"{field} has the shape {tuple(tensor.shape)} beside scores of the shape "
+                    f"{tuple(self.scores.shape)}; give one row per class, (classes, units)"
                 )
 
     def _check_scores(self) -> None:
@@ -165,7 +211,7 @@ class LayerRanking:
                 f"stderr_of={self.stderr_of!r} is unknown; use one of "
                 f"{', '.join(get_args(StderrOf))}"
             )
-        for field in ("stderr", "data_stderr"):
+        for field in ("stderr", "data_stderr", "by_class_stderr"):
             tensor = getattr(self, field)
             if tensor is not None and bool(((tensor < 0) | tensor.isinf()).any()):
                 raise RankingError(
@@ -557,8 +603,9 @@ def _frame(name: str, layer: LayerRanking) -> pd.DataFrame:
 
 
 def _tensors(layer: LayerRanking) -> dict[str, Tensor]:
-    fields_ = {"scores": layer.scores, "stderr": layer.stderr, "counts": layer.counts}
-    return fields_ if layer.data_stderr is None else {**fields_, "data_stderr": layer.data_stderr}
+    known = {"scores": layer.scores, "stderr": layer.stderr, "counts": layer.counts}
+    optional = {field: getattr(layer, field) for field in _OPTIONAL}
+    return {**known, **{field: tensor for field, tensor in optional.items() if tensor is not None}}
 
 
 def _layers_from(entries: Any, tensors: dict[str, Tensor]) -> dict[str, LayerRanking]:
@@ -569,7 +616,7 @@ def _layers_from(entries: Any, tensors: dict[str, Tensor]) -> dict[str, LayerRan
             tensors[f"{entry['name']}/counts"],
             status=entry["status"],
             stderr_of=entry["stderr_of"],
-            data_stderr=tensors.get(f"{entry['name']}/data_stderr"),
+            **{field: tensors.get(f"{entry['name']}/{field}") for field in _OPTIONAL},
         )
         for entry in entries
     }

@@ -29,7 +29,8 @@ def test_nothing_exceeds_what_it_takes_as_the_bound():
     peak = max(10.0**power for power in range(309) if stays_finite(suffix, run, 10.0**power))
     start = next(watch(named("batchnorm between linear maps")).games("fc0")).split.start
     signs = torch.tensor(list(product([-1.0, 0.0, 1.0], repeat=4)), dtype=torch.float64)
-    results = run.run(suffix, {start: signs * peak}, len(signs))
+    names = [operation.name for operation in suffix]
+    results = run.run(suffix, {start: signs * peak}, len(signs), names)
     assert all(bool(torch.isfinite(result).all()) for result in results.values())
     assert peak > 1e300
 

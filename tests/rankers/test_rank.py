@@ -28,12 +28,18 @@ def test_all_hidden_layers_are_ranked_in_the_order_of_execution(method):
 
 def test_provenance_says_how_it_came_about():
     case = named("skip")
-    method = nr.PermutationShapley(passes=2)
+    method = nr.PermutationShapley(passes=2, stop=nr.StderrBelow(0.5))
     ranking = rank(case, method, value=nr.Recall(1), removal="mean", seed=7)
     record = ranking.provenance
     assert record["method"] == {
         "name": "PermutationShapley",
-        "parameters": {"passes": 2, "antithetic": False},
+        "parameters": {
+            "passes": 2,
+            "antithetic": False,
+            "strata": 1,
+            "leaps": True,
+            "stop": "StderrBelow(stderr=0.5)",
+        },
     }
     assert (record["value"], record["removal"], record["seed"]) == ("Recall(label=1)", "mean", 7)
     assert record["data"]["examples"] == 12

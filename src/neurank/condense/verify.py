@@ -75,7 +75,8 @@ def masked_logits(
     graph = space.graph
     results = {graph.input: inputs}
     for operation in graph.needed_for((graph.output,)):
-        results = runner.run((operation,), results, len(inputs))
+        kept = (*results, operation.name)
+        results = runner.run((operation,), results, len(inputs), kept)
         layer = read_at.get(operation.name)
         if layer is not None:
             read = results[operation.name]

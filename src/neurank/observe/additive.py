@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from neurank.observe.execution import Runner, weight_and_bias
-from neurank.observe.game import BLOCK_BYTES, Ends, PerUnit, SuffixGame
+from neurank.observe.game import Ends, PerUnit, SuffixGame, Walk
 from neurank.observe.head import Head
 from neurank.observe.kernels.chains import chain_marginals
 from neurank.observe.kernels.power_set import power_set_shapley
@@ -53,11 +53,10 @@ class AdditiveGame(SuffixGame):
         examples, coalitions, _ = masks.shape
         if not examples * coalitions:
             return torch.zeros(examples, coalitions, dtype=torch.float64, device=masks.device)
-        size = max(1, BLOCK_BYTES // (4 * max(1, self.floats_per_coalition)))
         chosen = masks.to(self.base.dtype)
         found = torch.empty(examples, coalitions, dtype=torch.float64, device=masks.device)
         for row, contributions in enumerate(self.contributions.flatten(2)):
-            for some in torch.arange(coalitions, device=masks.device).split(size):
+            for some in self.blocks(torch.arange(coalitions, device=masks.device)):
                 sums = (chosen[row, some] @ contributions).reshape(len(some), *self.base.shape)
                 rows = torch.full_like(some, row)
                 found[row, some] = self.evaluate(rows, self.finish(rows, self.base + sums))
@@ -105,20 +104,40 @@ class AdditiveGame(SuffixGame):
             return chain_marginals(base, contributions, orders, targets, head)
         return self._running_sums(torch.from_numpy(orders).to(self.base.device))
 
+    def walk(self, orders: NDArray[np.int64]) -> Walk:
+        """Get ready to look at any place of each example's chain: all its running sums."""
+        joins = torch.from_numpy(orders).to(self.base.device)
+        examples, units = joins.shape
+        sums = self.base.new_zeros(examples, units + 1, self.base.numel())
+        for row in range(examples):
+            players = joins[row][joins[row] >= 0]
+            in_turn = self.contributions[row].flatten(1)[players]
+            torch.cumsum(in_turn, dim=0, out=sums[row, 1 : len(players) + 1])
+
+        def logits(rows: Tensor, places: Tensor) -> Tensor:
+            reached = sums[rows, places].reshape(len(rows), *self.base.shape)
+            return self.finish(rows, self.base + reached)
+
+        return logits
+
     def _running_sums(self, joins: Tensor) -> tuple[PerUnit, Ends]:
         """Walk all chains in step, one suffix pass per place."""
         rows = torch.arange(self.examples, device=joins.device)
         sums = self.base.expand(self.examples, *self.base.shape).clone()
-        start = last = self.evaluate(rows, self.finish(rows, sums))
+        start = last = self._finished(rows, sums)
         marginals = torch.zeros(self.active.shape, dtype=torch.float64, device=rows.device)
         for place in range(int((joins >= 0).sum(dim=1).max())):
             rows = rows[joins[rows, place] >= 0]
             joining = joins[rows, place]
             sums[rows] += self.contributions[rows, joining]
-            now = self.evaluate(rows, self.finish(rows, sums[rows]))
+            now = self._finished(rows, sums)
             marginals[rows, joining] = now - last[rows]
             last = last.index_put((rows,), now)
         return marginals.cpu().numpy(), torch.stack([start, last], dim=1).cpu().numpy()
+
+    def _finished(self, rows: Tensor, sums: Tensor) -> Tensor:
+        blocks = self.blocks(rows)
+        return torch.cat([self.evaluate(some, self.finish(some, sums[some])) for some in blocks])
 
     @property
     def _head(self) -> Head:

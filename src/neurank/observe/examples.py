@@ -20,16 +20,21 @@ class Examples:
     ----------
     source : the loader or iterable itself; it is iterated once per pass and never kept.
     digests : one digest per batch; every later pass is compared with them.
-    count : number of examples.
+    sizes : how many examples each batch has.
     largest_label : the largest target.
     device : where the batches are wanted.
     """
 
     source: Iterable[Batch]
     digests: tuple[str, ...]
-    count: int
+    sizes: tuple[int, ...]
     largest_label: int
     device: torch.device
+
+    @property
+    def count(self) -> int:
+        """Number of examples."""
+        return sum(self.sizes)
 
     @property
     def digest(self) -> str:
@@ -73,20 +78,20 @@ def check_examples(data: Iterable[Batch], device: torch.device) -> Examples:
             "a split from neurank.data.load, or a list of (inputs, targets) batches"
         )
     digests: list[str] = []
-    count = 0
+    sizes: list[int] = []
     largest = -1
     for number, batch in enumerate(data, start=1):
         inputs, targets = _checked(batch, number)
         _check_finite(inputs, number)
         digests.append(_digest(inputs, targets))
-        count += len(targets)
+        sizes.append(len(targets))
         largest = max(largest, int(targets.max()))
     if not digests:
         raise DataError(
             "the data gives no batch at all: it is empty, or shorter than one batch of a loader "
             "with drop_last=True. Check the dataset, or set drop_last=False"
         )
-    examples = Examples(data, tuple(digests), count, largest, device)
+    examples = Examples(data, tuple(digests), tuple(sizes), largest, device)
     for _ in examples:  # the second pass compares every batch with the first
         pass
     return examples

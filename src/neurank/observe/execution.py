@@ -1,6 +1,6 @@
 """Running a traced forward pass, or a part of it, on the live weights of the model."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -26,12 +26,24 @@ class Runner:
     tensors: Mapping[str, Tensor]
 
     def run(
-        self, operations: Iterable[Operation], known: Mapping[str, Any], batch: int
+        self,
+        operations: Sequence[Operation],
+        known: Mapping[str, Any],
+        batch: int,
+        wanted: Collection[str],
     ) -> dict[str, Any]:
-        """Run the operations in order and return every known and computed result.
+        """Run the operations in order and return the wanted results.
 
-        `batch` is the number of rows that the operations see, wherever they ask for it: a suffix
-        runs on more rows (coalitions) than its prefix did (examples).
+        Every other result is let go after its last use, so that the memory of one operation
+        serves the next while it is still in the cache.
+
+        Parameters
+        ----------
+        operations : what to run.
+        known : results that are there already.
+        batch : the number of rows that the operations see, wherever they ask for it: a suffix
+            runs on more rows (coalitions) than its prefix did (examples).
+        wanted : names of known or computed results.
         """
         results = dict(known)
 
@@ -42,14 +54,19 @@ class Runner:
                 return self.tensors[leaf.name]
             return leaf
 
-        for operation in operations:
+        last_use = {name: place for place, it in enumerate(operations) for name in it.refs}
+        for place, operation in enumerate(operations):
             if reads_only_shape(operation):  # the batch is all that varies in size
                 results[operation.name] = batch
                 continue
             arguments = map_leaves(resolve, operation.args)
             keywords = map_leaves(resolve, operation.kwargs)
             results[operation.name] = operation.target(*arguments, **keywords)
-        return results
+            del arguments, keywords
+            for name in operation.refs:
+                if last_use[name] == place and name not in wanted:
+                    results.pop(name, None)
+        return {name: results[name] for name in wanted}
 
     def multiply_adds(self, operations: Iterable[Operation]) -> int:
         """Count the multiply-adds of convolutions and linear layers, per example."""
@@ -59,7 +76,7 @@ class Runner:
         """Compute the named results (the logits if none is named) for a batch of inputs."""
         names = names or (self.graph.output,)
         needed = self.graph.needed_for(names)
-        results = self.run(needed, {self.graph.input: inputs}, len(inputs))
+        results = self.run(needed, {self.graph.input: inputs}, len(inputs), names)
         return tuple(results[name] for name in names)
 
 

@@ -8,7 +8,7 @@ whose consumers receive the same on and off is a null player of that example's g
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,6 +29,8 @@ PerUnit = NDArray[np.float64]
 """(examples, units)."""
 Ends = NDArray[np.float64]
 """(examples, 2): the value with no unit on, and with all on."""
+Walk = Callable[[Tensor, Tensor], Tensor]
+"""From rows and places of their chains to logits."""
 
 
 @dataclass(frozen=True)
@@ -118,9 +120,8 @@ class Game(ABC):
             return torch.zeros(examples, coalitions, dtype=torch.float64, device=masks.device)
         rows = torch.arange(examples, device=masks.device).repeat_interleave(coalitions)
         flat = masks.reshape(-1, units)
-        size = max(1, BLOCK_BYTES // (4 * max(1, self.floats_per_coalition)))
-        blocks = zip(rows.split(size), flat.split(size), strict=True)
-        found = [self.values(some, members) for some, members in blocks]
+        numbers = torch.arange(len(rows), device=masks.device)
+        found = [self.values(rows[some], flat[some]) for some in self.blocks(numbers)]
         return torch.cat(found).reshape(examples, coalitions)
 
     def power_set(self, row: int) -> Iterator[Tensor]:
@@ -137,6 +138,27 @@ class Game(ABC):
             masks = torch.zeros(len(numbers), self.units, dtype=torch.bool, device=active.device)
             masks[:, active] = ((numbers[:, None] >> bits) & 1).to(torch.bool)
             yield self.values(torch.full_like(numbers, row), masks)
+
+    def walk(self, orders: NDArray[np.int64]) -> "Walk":
+        """Get ready to look at any place of each example's chain, as `chain` describes it.
+
+        Returns
+        -------
+        Walk
+            From ``(rows, places)``, (coalitions,) each, to the logits of example ``rows[i]`` with
+            the first ``places[i]`` units of its order on, (coalitions, classes).
+        """
+        joins = torch.from_numpy(orders).to(self.active.device)
+        late = torch.full_like(joins, self.units)
+        turns = torch.arange(self.units, device=joins.device).expand_as(joins)
+        joined = joins >= 0
+        late[joined.nonzero()[:, 0], joins[joined]] = turns[joined]
+        return lambda rows, places: self.logits(rows, late[rows] < places[:, None])
+
+    def blocks(self, rows: Tensor) -> Iterator[Tensor]:
+        """Cut (coalitions,) into blocks that the suffix takes at once."""
+        size = max(1, BLOCK_BYTES // (4 * max(1, self.floats_per_coalition)))
+        yield from torch.split(rows, size)
 
     def exact(self) -> tuple[PerUnit, Ends]:
         """Compute the exact Shapley values of each example's game, where `compiled` says so."""
@@ -216,8 +238,8 @@ class SuffixGame(Game):
         """Run the suffix, from what stands at its start to the logits."""
         known = {name: tensor[rows] for name, tensor in self.side.items()}
         known[self.split.start] = start
-        results = self.runner.run(self.split.suffix, known, len(start))
-        logits: Tensor = results[self.runner.graph.output]
+        output = self.runner.graph.output
+        logits: Tensor = self.runner.run(self.split.suffix, known, len(start), (output,))[output]
         return logits
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from neurank.observe.execution import Runner, weight_and_bias
 from neurank.observe.kernels.perceptron import Perceptron, pack
+from neurank.observe.lowering import scale_and_shift
 from neurank.units.channelwise import FLATTENING
 from neurank.units.graph import Operation, Ref
 from neurank.units.split import Split
@@ -118,7 +119,7 @@ class _Reader:
     def _normalise(self, operation: Operation, runner: Runner) -> bool:
         if self.affine is not None or (self.stages and not self.rectified):
             return False
-        scale, shift = _scale_and_shift(operation, runner)
+        scale, shift = scale_and_shift(operation, runner.tensors)
         positions = int(np.prod(self.shape)) // len(scale)
         affine = scale.repeat_interleave(positions), shift.repeat_interleave(positions)
         if self.is_linear_so_far:
@@ -179,17 +180,3 @@ def _read_all(suffix: Sequence[Operation], start: str, reader: _Reader, runner: 
 
 def _each_alone(features: int) -> NDArray[np.int64]:
     return np.arange(features, dtype=np.int64)[:, None]
-
-
-def _scale_and_shift(operation: Operation, runner: Runner) -> Affine:
-    """BatchNorm with fixed statistics: ``scale * x + shift`` per channel."""
-    weight, bias, mean, variance = (
-        None if argument is None else runner.tensors[argument.name]
-        for argument in operation.args[1:5]
-    )
-    assert mean is not None
-    assert variance is not None
-    scale = torch.rsqrt(variance + operation.args[7])
-    scale = scale if weight is None else scale * weight
-    shift = -mean * scale
-    return scale, shift if bias is None else shift + bias

@@ -1,15 +1,21 @@
 """The observer: a model, data and a notion of "off", ready to be watched layer by layer."""
 
+import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from math import prod
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from neurank.errors import ModelError, UnitError
 from neurank.files import Json, tensors_digest
+from neurank.journal import Journal, no_journal
 from neurank.observe.additive import AdditiveGame, contribute
 from neurank.observe.bounds import stays_finite
 from neurank.observe.door import (
@@ -25,14 +31,51 @@ from neurank.observe.execution import Runner, runner
 from neurank.observe.game import FullGame, Game, SuffixGame
 from neurank.observe.head import Head, read_head
 from neurank.observe.hooks import calls_recorded
+from neurank.observe.lowering import lowered
 from neurank.observe.outputs import OutputGame
 from neurank.observe.removal import Removal, off_values, unit_view
 from neurank.observe.switchboard import Switchboard, switchboard
 from neurank.observe.value import Value, counted, is_accuracy
-from neurank.progress import track
+from neurank.progress import reporting
+from neurank.text import legible
 from neurank.units.space import UnitSpace, unit_space
-from neurank.units.split import Split, split_at
+from neurank.units.split import Split, split_at, suffix_split
 from neurank.units.trace import logits_of, trace
+
+MEMORY = 2**30
+"""How many bytes the games of one chunk of examples may take, unless said otherwise."""
+
+TRIAL_EXAMPLES = 4
+"""So many examples are tried where several ways compute the same."""
+
+WORTH_A_TRIAL = 1_000_000
+"""Multiply-adds of a suffix from which on it is tried which way takes less time."""
+
+CLOSED_FORM = "outputs, closed form for exact values"
+COMPILED = "additive, compiled"
+ADDITIVE = "additive"
+SUFFIX = "suffix"
+FULL = "full forward"
+"""How coalitions become logits, in the words of the records."""
+
+Arrays = Mapping[str, NDArray[np.float64]]
+
+_LARGEST_FLOAT = 8
+_SECONDS = "seconds"
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """What has been computed for a part of the examples.
+
+    Attributes
+    ----------
+    arrays : the results by name.
+    seconds : how long that took, when it was computed.
+    """
+
+    arrays: Arrays
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -47,6 +90,9 @@ class Observer(ABC):
     removal : what "off" means.
     seed : where all randomness starts.
     progress : whether to show progress bars.
+    classes : number of the network's outputs.
+    memory : how many bytes the games of one chunk may take.
+    journal : where finished chunks are kept.
     """
 
     model: nn.Module
@@ -55,6 +101,9 @@ class Observer(ABC):
     removal: Removal
     seed: int
     progress: bool
+    classes: int
+    memory: int
+    journal: Journal
 
     @abstractmethod
     def width(self, layer: str) -> int:
@@ -65,22 +114,84 @@ class Observer(ABC):
         """Return the weights of a layer, units first."""
 
     @abstractmethod
-    def way(self, layer: str) -> str:
-        """Say how coalitions of the layer become logits, for the records."""
+    def ways(self, layer: str) -> tuple[str, ...]:
+        """Say how coalitions of the layer can become logits, the usual way first."""
 
     @abstractmethod
-    def _games(self, layer: str) -> Iterator[Game]: ...
+    def chunks(self, layer: str) -> int:
+        """Into how many chunks the examples of a layer's game are cut, at most."""
+
+    @abstractmethod
+    def _plays(self, layer: str, way: str, most: int | None = None) -> Iterator[Callable[[], Game]]:
+        """Set up the layer's game chunk by chunk, of `most` examples each if that is less."""
 
     @abstractmethod
     def switchboard(self, layer: str) -> Switchboard:
         """Set up training of an importance switch on a layer."""
 
-    def games(self, layer: str) -> Iterator[Game]:
-        """Yield the layer's game, batch after batch, under a progress bar."""
-        games = self._games(layer)
-        total = len(self.examples)
+    def games(self, layer: str, way: str | None = None) -> Iterator[Game]:
+        """Yield the layer's game, chunk after chunk of the examples."""
         with torch.inference_mode():
-            yield from track(games, label=f"ranking {layer}", total=total, show=self.progress)
+            for play in self._plays(layer, way or self.ways(layer)[0]):
+                yield play()
+
+    def gather(
+        self,
+        layer: str,
+        step: str,
+        compute: Callable[[Game], Arrays],
+        *,
+        way: str | None = None,
+        describe: Callable[[], str] = lambda: "",
+    ) -> Iterator[Chunk]:
+        """Compute something for every chunk of the layer's game, or recall it from the journal.
+
+        Parameters
+        ----------
+        layer : the layer.
+        step : what is computed, in a few words; with the layer it must be unique in a run.
+        compute : from a chunk's game to named arrays of float64.
+        way : how coalitions become logits, one of `ways`.
+        describe : what to show beside the progress bar after each chunk.
+        """
+        plays = self._plays(layer, way or self.ways(layer)[0])
+        label = f"ranking {legible(layer)}"
+        with (
+            torch.inference_mode(),
+            reporting(label, self.chunks(layer), show=self.progress) as advance,
+        ):
+            for number, play in enumerate(plays):
+                key = f"{layer} / {step} / {number}"
+                yield self.once(key, partial(_composed, compute, play))
+                advance(describe())
+
+    def trial(self, layer: str, way: str, attempt: Callable[[Game], object]) -> float:
+        """Measure in seconds what an attempt at the game of a few examples takes.
+
+        The game is set up anew and the first attempt does not count: it warms up.
+        """
+        seconds = 0.0
+        for _ in range(2):
+            with torch.inference_mode():
+                for play in self._plays(layer, way, TRIAL_EXAMPLES):
+                    started = time.perf_counter()
+                    game = play()
+                    if game.examples:
+                        attempt(game)
+                        seconds = time.perf_counter() - started
+                        break
+        return seconds
+
+    def once(self, key: str, compute: Callable[[], Arrays]) -> Chunk:
+        """Compute something and write it to the journal, or recall it from there."""
+        found = self.journal.get(key)
+        if found is None:
+            started = time.perf_counter()
+            found = dict(compute())
+            found[_SECONDS] = np.array(time.perf_counter() - started)
+            self.journal.append(key, found)
+        seconds = float(found.pop(_SECONDS))
+        return Chunk(found, seconds)
 
 
 @dataclass(frozen=True)
@@ -104,34 +215,69 @@ class TracedObserver(Observer):
         """Return the weights of a layer, units first."""
         return self.runner.tensors[self.space[layer].weight]
 
-    def way(self, layer: str) -> str:
-        """Say how coalitions of the layer become logits, for the records."""
+    def ways(self, layer: str) -> tuple[str, ...]:
+        """Say how coalitions of the layer can become logits, the usual way first."""
         split = self._split(layer)
         if self._has_closed_form(split):
-            return "outputs, closed form for exact values"
+            return (CLOSED_FORM,)
         if split.consumer is None:
-            return "suffix"
-        compiled = is_accuracy(self.value) and read_head(split, self.runner) is not None
-        return "additive, compiled" if compiled else "additive"
+            return (SUFFIX,)
+        if is_accuracy(self.value) and read_head(split, self.runner) is not None:
+            return (COMPILED,)
+        is_heavy = self.runner.multiply_adds(split.suffix) >= WORTH_A_TRIAL
+        return (ADDITIVE, SUFFIX) if is_heavy else (ADDITIVE,)
+
+    def chunks(self, layer: str) -> int:
+        """Into how many chunks the examples of a layer's game are cut, at most."""
+        size = self._chunk_size(self._split(layer))
+        return sum(-(-count // size) for count in self.examples.sizes)
 
     def switchboard(self, layer: str) -> Switchboard:
         """Set up training of an importance switch on a layer."""
         return switchboard(self.space[layer], self.runner, self.examples)
 
-    def _games(self, layer: str) -> Iterator[Game]:
+    def _plays(self, layer: str, way: str, most: int | None = None) -> Iterator[Callable[[], Game]]:
         split = self._split(layer)
+        size = min(self._chunk_size(split), most or self.examples.count)
+        if way == SUFFIX and split.consumer is not None:
+            split = suffix_split(self.space.graph, self.space[layer])
         off = off_values(self.removal, split.layer, self.runner, self.examples)
-        head = None
-        if split.consumer is not None and is_accuracy(self.value):
-            head = read_head(split, self.runner)
+        head = read_head(split, self.runner) if way == COMPILED else None
+        suffix, runner = lowered(split.suffix, self.runner)
+        split = replace(split, suffix=suffix)
         first = 0
         for inputs, targets in self.examples:
-            yield self._play(split, off, head, inputs, targets, first)
+            for start in range(0, len(targets), size):
+                rows = slice(start, start + size)
+                yield partial(
+                    self._play,
+                    split,
+                    runner,
+                    off,
+                    head,
+                    inputs[rows],
+                    targets[rows],
+                    first + start,
+                )
             first += len(targets)
+
+    def _chunk_size(self, split: Split) -> int:
+        """How many examples fit into memory: contributions and their running sums, or masks."""
+        floats = prod(size or 1 for size in self._shape(split.layer.read))
+        if split.consumer is not None:
+            features = prod(size or 1 for size in self._shape(split.consumer.name))
+            floats = 2 * split.layer.width * features
+        return max(1, self.memory // (_LARGEST_FLOAT * floats))
+
+    def _shape(self, name: str) -> tuple[int | None, ...]:
+        shape = self.space.graph.by_name[name].shape
+        assert shape is not None
+        return shape
 
     def _play(
         self,
         split: Split,
+        runner: Runner,
         off: Tensor,
         head: Head | None,
         inputs: Tensor,
@@ -157,7 +303,7 @@ class TracedObserver(Observer):
             "value": self.value,
             "targets": targets[wanted],
             "split": split,
-            "runner": self.runner,
+            "runner": runner,
             "on": on,
             "off": off,
             "read_shape": shape,
@@ -168,15 +314,15 @@ class TracedObserver(Observer):
             return game(active=(on != off).any(dim=2), **common)
         base, added = contribute(split.consumer, self.runner, on - off, off, shape)
         active = (added.flatten(2) != 0).any(dim=2)
-        if head is not None and not self._stays_finite(split, base, added):
+        if head is not None and not self._stays_finite(split, runner, base, added):
             head = None  # the path that looks at every number says which coalition overflows
         return AdditiveGame(active=active, base=base, contributions=added, head=head, **common)
 
-    def _stays_finite(self, split: Split, base: Tensor, added: Tensor) -> bool:
+    def _stays_finite(self, split: Split, runner: Runner, base: Tensor, added: Tensor) -> bool:
         """Whether the compiled kernels, which look for no NaN, will meet none."""
         largest = base.abs().double() + added.abs().double().sum(dim=1)
         peak = float(largest.max()) if len(largest) else 0.0
-        return stays_finite(split.suffix, self.runner, peak)
+        return stays_finite(split.suffix, runner, peak)
 
     def _has_closed_form(self, split: Split) -> bool:
         return split.layer.is_output and is_accuracy(self.value)
@@ -208,10 +354,15 @@ class HookedObserver(Observer):
         assert isinstance(weight, Tensor)
         return weight.detach()
 
-    def way(self, layer: str) -> str:
-        """Say how coalitions of the layer become logits, for the records."""
+    def ways(self, layer: str) -> tuple[str, ...]:
+        """Say how coalitions of the layer can become logits."""
         del layer
-        return "full forward"
+        return (FULL,)
+
+    def chunks(self, layer: str) -> int:
+        """Into how many chunks the examples of a layer's game are cut: the user's batches."""
+        del layer
+        return len(self.examples)
 
     def switchboard(self, layer: str) -> Switchboard:
         """Refuse: a switch needs the traced forward pass."""
@@ -219,21 +370,26 @@ class HookedObserver(Observer):
             f"an importance switch on {layer!r} needs the forward pass traced, and {self.reason}"
         )
 
-    def _games(self, layer: str) -> Iterator[Game]:
+    def _plays(self, layer: str, way: str, most: int | None = None) -> Iterator[Callable[[], Game]]:
+        del way
         first = 0
         for inputs, targets in self.examples:
-            wanted = counted(self.value, targets)
-            numbers = first + torch.nonzero(wanted)[:, 0].cpu()
-            yield FullGame(
-                layer=layer,
-                numbers=numbers,
-                value=self.value,
-                targets=targets[wanted],
-                active=torch.ones(len(numbers), self.widths[layer], dtype=torch.bool),
-                model=self.model,
-                inputs=inputs[wanted],
-            )
+            size = most or len(targets)
+            yield partial(self._play, layer, inputs[:size], targets[:size], first)
             first += len(targets)
+
+    def _play(self, layer: str, inputs: Tensor, targets: Tensor, first: int) -> Game:
+        wanted = counted(self.value, targets)
+        numbers = first + torch.nonzero(wanted)[:, 0].cpu()
+        return FullGame(
+            layer=layer,
+            numbers=numbers,
+            value=self.value,
+            targets=targets[wanted],
+            active=torch.ones(len(numbers), self.widths[layer], dtype=torch.bool),
+            model=self.model,
+            inputs=inputs[wanted],
+        )
 
 
 def observe(
@@ -245,6 +401,8 @@ def observe(
     seed: int,
     device: torch.device,
     progress: bool,
+    memory: int = MEMORY,
+    journal: Journal | None = None,
 ) -> Observer:
     """Check model and data at the door and get ready to watch; the model must be in eval mode.
 
@@ -271,6 +429,9 @@ def observe(
         "removal": removal,
         "seed": seed,
         "progress": progress,
+        "classes": outputs.shape[1],
+        "memory": memory,
+        "journal": journal or no_journal(),
     }
     try:
         graph = trace(model, inputs.to(own_device))
@@ -327,6 +488,10 @@ def described(observer: Observer) -> dict[str, Json]:
         "device": str(observer.examples.device),
         "refused_layers": dict(refused_layers(observer)),
     }
+
+
+def _composed(compute: Callable[[Game], Arrays], play: Callable[[], Game]) -> Arrays:
+    return compute(play())
 
 
 def _hooked_widths(model: nn.Module, inputs: Tensor) -> dict[str, int]:

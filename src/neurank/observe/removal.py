@@ -57,7 +57,7 @@ def off_values(removal: Removal, layer: Layer, runner: Runner, examples: Example
         if removal == "parameters":
             known = {layer.producer.name: nothing}
             bridge = runner.graph.needed_for((layer.read,), known=known)
-            results = runner.run(bridge, known, 1)
+            results = runner.run(bridge, known, 1, (layer.read,))
             return unit_view(results[layer.read], layer.width)[0]
         (read,) = runner.forward(inputs[:1], layer.read)
         return torch.zeros_like(unit_view(read, layer.width)[0])

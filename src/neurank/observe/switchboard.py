@@ -93,7 +93,8 @@ def switchboard(layer: Layer, runner: Runner, examples: Examples) -> Switchboard
         def forward(switch: Tensor) -> Tensor:
             factors = switch.to(on).unsqueeze(-1)
             known = {**found, cut.at: (factors * on).reshape(found[cut.at].shape)}
-            logits: Tensor = plain.run(cut.suffix, known, len(on))[plain.graph.output]
+            output = plain.graph.output
+            logits: Tensor = plain.run(cut.suffix, known, len(on), (output,))[output]
             return logits
 
         held_bytes = sum(tensor.nbytes for tensor in found.values())

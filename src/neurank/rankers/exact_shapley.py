@@ -9,10 +9,9 @@ from numpy.typing import NDArray
 
 from neurank.errors import MethodError
 from neurank.observe.game import Ends, Game, PerUnit
-from neurank.observe.observer import Observer
+from neurank.observe.observer import Arrays, Observer
 from neurank.rankers.method import Scored
-from neurank.rankers.moments import Moments, undefined
-from neurank.ranking import LayerRanking
+from neurank.rankers.moments import Round, gathered, layer_ranking, record, tally
 
 
 @dataclass(frozen=True)
@@ -53,31 +52,35 @@ class ExactShapley:
 
     def score(self, observer: Observer, layer: str) -> Scored:
         """Score every unit of one layer."""
-        units = observer.width(layer)
-        moments = Moments(units)
-        coalitions = 0
-        seen = 0
-        for game in observer.games(layer):
-            coalitions += game.exact_coalitions
-            seen += game.examples
-            self._check_cost(coalitions, seen, observer, game)
-            moments.add(*_shapley(game))
-        if not moments.examples:
-            return Scored(undefined(units))
-        ranking = LayerRanking(
-            scores=torch.from_numpy(moments.mean),
-            stderr=torch.zeros(units),
-            counts=torch.full((units,), moments.examples),
-            status="exact",
-            data_stderr=torch.from_numpy(np.sqrt(moments.data_variance)),
-        )
-        return Scored(ranking, moments.record(observer.way(layer), coalitions))
+        costs = _Costs(self.max_operations, observer.examples.count)
 
-    def _check_cost(self, coalitions: int, seen: int, observer: Observer, game: Game) -> None:
-        """Refuse at the first batch that shows what the whole would cost."""
-        if not seen:
+        def compute(game: Game) -> Arrays:
+            costs.add(game)
+            scores, ends = _shapley(game)
+            coalitions = game.exact_coalitions
+            return tally(game, observer.classes, scores, ends, coalitions=coalitions).arrays()
+
+        units = observer.width(layer)
+        chunks = (chunk.arrays for chunk in observer.gather(layer, "exact", compute))
+        rounds = [Round(0, gathered(chunks, observer.classes, units))]
+        return Scored(layer_ranking(rounds, "exact"), record(rounds, observer.ways(layer)[0]))
+
+
+@dataclass
+class _Costs:
+    """What a layer has cost so far, to refuse it at the first batch that shows the whole."""
+
+    max_operations: float
+    examples: int
+    coalitions: int = 0
+    seen: int = 0
+
+    def add(self, game: Game) -> None:
+        self.coalitions += game.exact_coalitions
+        self.seen += game.examples
+        if not self.seen:
             return
-        expected = coalitions * observer.examples.count // seen
+        expected = self.coalitions * self.examples // self.seen
         operations = expected * game.operations_per_coalition
         if operations > self.max_operations:
             raise MethodError(

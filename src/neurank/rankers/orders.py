@@ -47,6 +47,60 @@ def reversed_orders(orders: NDArray[np.int64]) -> NDArray[np.int64]:
     return np.take_along_axis(orders, turned, axis=1)
 
 
+def turned_orders(orders: NDArray[np.int64], turn: int, of: int) -> NDArray[np.int64]:
+    """Let each order begin at another place: `turn` parts of `of` on, the -1 staying at the end.
+
+    Over ``turn = 0 .. of - 1`` every unit stands in every part of the order once.
+
+    Example:
+    -------
+    >>> turned_orders(np.array([[2, 0, 1, 3, -1]]), 1, 2).tolist()
+    [[1, 3, 2, 0, -1]]
+    """
+    players = (orders >= 0).sum(axis=1, keepdims=True)
+    places = np.arange(orders.shape[1])[None, :]
+    on = (places + players * turn // of) % np.maximum(players, 1)
+    return np.take_along_axis(orders, np.where(places < players, on, places), axis=1)
+
+
+def own_coins(
+    seed: int,
+    repetition: int,
+    numbers: NDArray[np.int64],
+    starts: NDArray[np.int64],
+    ends: NDArray[np.int64],
+) -> NDArray[np.float64]:
+    """Draw one number from [0, 1) for each stretch of an example's order.
+
+    Like `own_orders`, a function of its arguments alone.
+
+    Parameters
+    ----------
+    seed, repetition : which draw.
+    numbers : (stretches,) the place of the example in the data.
+    starts, ends : (stretches,) the places of its order between which the stretch lies.
+
+    Example
+    -------
+    >>> ends = np.array([4, 4, 8])
+    >>> one, same, other = own_coins(0, 0, np.zeros(3, int), np.zeros(3, int), ends)
+    >>> bool(one == same), bool(one == other), bool(0 <= one < 1)
+    (True, False, True)
+    """
+    key = np.random.SeedSequence([seed, repetition, 1]).generate_state(1, np.uint64)[0]
+    stretches = (starts.astype(np.uint64) << np.uint64(32)) | ends.astype(np.uint64)
+    return _coins(key, numbers.astype(np.uint64), stretches)
+
+
+@numba.njit(cache=True)
+def _coins(key, numbers, stretches):
+    coins = np.empty(len(numbers))
+    for at in range(len(numbers)):
+        word = _mix(_mix(key ^ _mix(numbers[at])) ^ stretches[at])
+        coins[at] = (word >> np.uint64(11)) * 2.0**-53
+    return coins
+
+
 @numba.njit(cache=True)
 def _shuffle(key, numbers, active):
     examples, units = active.shape

@@ -4,16 +4,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from neurank.errors import MethodError
-from neurank.observe.game import Ends, Game, PerUnit
+from neurank.observe.game import Game
+from neurank.observe.leaps import Leaps, leap
 from neurank.observe.observer import Observer
+from neurank.observe.value import is_accuracy
 from neurank.rankers.method import Scored
-from neurank.rankers.moments import Moments, undefined
-from neurank.rankers.orders import own_orders, reversed_orders
-from neurank.ranking import LayerRanking
+from neurank.rankers.orders import own_coins, own_orders, reversed_orders, turned_orders
+from neurank.rankers.sampling import Played, sample
+from neurank.rankers.stopping import Stop, check_stop
 
 
 @dataclass(frozen=True)
@@ -27,20 +28,31 @@ class PermutationShapley:
     v(none). Since examples do not share a permutation their errors do not add up; one pass is
     worth hundreds in which all examples share one.
 
+    Where the value is an accuracy and no compiled kernel can run what follows, a chain is walked
+    in leaps (`neurank.observe.leaps`): most units change nothing where they join, and stretches
+    that seem to change nothing are looked into at random, what is found counting for more. The
+    estimate stays unbiased, and efficient, for a fraction of the coalitions.
+
     ``stderr`` is the estimator's error given the data, from the spread of the passes within each
     example; with a single pass it is the total error, of estimator and data together, and
     ``stderr_of`` says so.
 
     Parameters
     ----------
-    passes : permutations per example.
-    antithetic : take permutations in pairs, each and its reverse; `passes` must be even, and a
-        pair counts as one repetition in the standard errors.
+    passes : permutations per example; with `stop`, at most.
+    antithetic : take permutations in pairs, each and its reverse.
+    strata : take permutations in groups of so many, which are one permutation begun at as many
+        places evenly spaced, so that each unit joins early, midway and late. 1 is none.
+    leaps : whether to walk in leaps where that applies; False visits every coalition.
+    stop : a rule that says when to stop before: `StderrBelow`, `TopCertain` or `Seconds`.
+
+    A pair, a group, or a group of pairs counts as one repetition in the standard errors, and
+    `passes` must be a multiple of its size.
 
     Raises
     ------
     MethodError
-        If `passes` is not a positive whole number, or odd with ``antithetic=True``.
+        If `passes` or `strata` is not a positive whole number, or `passes` not such a multiple.
 
     Example
     -------
@@ -55,66 +67,65 @@ class PermutationShapley:
 
     passes: int = 1
     antithetic: bool = False
+    strata: int = 1
+    leaps: bool = True
+    stop: Stop | None = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.passes, int) or self.passes < 1:
-            raise MethodError(f"passes={self.passes!r}: a positive whole number is needed")
+        for name in ("passes", "strata"):
+            number = getattr(self, name)
+            if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+                raise MethodError(f"{name}={number!r}: a positive whole number is needed")
         if self.antithetic and self.passes % 2:
             raise MethodError(
                 f"passes={self.passes} with antithetic=True: permutations come in pairs there, so "
                 "the number of passes must be even"
             )
+        if self.passes % self.group:
+            raise MethodError(
+                f"passes={self.passes} with strata={self.strata}: permutations come in groups of "
+                f"{self.group} there, so the number of passes must be a multiple of that"
+            )
+        check_stop(self.stop, self.repetitions)
 
     @property
     def repetitions(self) -> int:
         """Number of independent estimates per example."""
-        return self.passes // 2 if self.antithetic else self.passes
+        return self.passes // self.group
 
     def score(self, observer: Observer, layer: str) -> Scored:
         """Score every unit of one layer."""
-        units = observer.width(layer)
-        moments = Moments(units)
-        coalitions = 0
-        for game in observer.games(layer):
-            if game.examples:
-                moments.add(*self._estimate(game, observer.seed))
-                coalitions += self.passes * int((game.active.sum(dim=1) + 1).sum())
-        if not moments.examples:
-            return Scored(undefined(units))
-        single = self.repetitions == 1
-        error = moments.total_variance if single else moments.estimator_variance
-        ranking = LayerRanking(
-            scores=torch.from_numpy(moments.mean),
-            stderr=torch.from_numpy(np.sqrt(error)),
-            counts=torch.full((units,), moments.examples * self.passes),
-            status="sampled",
-            stderr_of="total" if single else "estimator",
-            data_stderr=None if single else torch.from_numpy(np.sqrt(moments.data_variance)),
-        )
-        return Scored(ranking, moments.record(observer.way(layer), coalitions))
+        return sample(self, observer, layer)
 
-    def _estimate(self, game: Game, seed: int) -> tuple[PerUnit, Ends, PerUnit]:
-        """Mean over the repetitions per example, the values at the ends, the mean's variance."""
-        total = np.zeros((game.examples, game.units))
-        squares = np.zeros_like(total)
-        ends = np.zeros((game.examples, 2))
-        for repetition in range(self.repetitions):
-            marginals, ends = self._repetition(game, seed, repetition)
-            total += marginals
-            squares += marginals**2
-        count = self.repetitions
-        mean = total / count
-        spread = np.maximum(squares / count - mean**2, 0)
-        return mean, ends, spread / max(count - 1, 1)
+    def play(self, game: Game, seed: int, repetition: int) -> Played:
+        """Estimate once: one permutation of each example, or one group of them."""
+        walks = [
+            self._walk(game, seed, repetition * self.group + member, orders)
+            for member, orders in enumerate(self._orders(game, seed, repetition))
+        ]
+        scores = np.mean([walk.marginals for walk in walks], axis=0)
+        return Played(scores, walks[0].ends, sum(walk.coalitions for walk in walks))
 
-    def _repetition(self, game: Game, seed: int, repetition: int) -> tuple[PerUnit, Ends]:
-        played = [game.chain(orders) for orders in self._orders(game, seed, repetition)]
-        marginals = np.mean([marginals for marginals, _ in played], axis=0)
-        return marginals, played[0][1]
+    def _walk(self, game: Game, seed: int, draw: int, orders: NDArray[np.int64]) -> Leaps:
+        if self.leaps and is_accuracy(game.value) and not game.compiled:
+            numbers = game.numbers.numpy()
+            return leap(
+                game,
+                orders,
+                lambda rows, starts, ends: own_coins(seed, draw, numbers[rows], starts, ends),
+            )
+        return Leaps(*game.chain(orders), coalitions=int((orders >= 0).sum()) + game.examples)
 
     def _orders(self, game: Game, seed: int, repetition: int) -> Iterator[NDArray[np.int64]]:
         numbers, active = game.numbers.numpy(), game.active.cpu().numpy()
-        orders = own_orders(seed, repetition, numbers, active)
-        yield orders
-        if self.antithetic:
-            yield reversed_orders(orders)
+        drawn = own_orders(seed, repetition, numbers, active)
+        for turn in range(self.strata):
+            orders = turned_orders(drawn, turn, self.strata)
+            yield orders
+            if self.antithetic:
+                yield reversed_orders(orders)
+
+    @property
+    def group(self) -> int:
+        """Permutations that are not independent of each other."""
+        return self.strata * (2 if self.antithetic else 1)

@@ -3,7 +3,7 @@
 import platform
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from importlib.metadata import version
 from typing import Literal
 
@@ -118,7 +118,9 @@ def rank(
 
 
 def _parameters(method: Method) -> dict[str, object]:
-    return {field.name: getattr(method, field.name) for field in fields(method)}
+    """Return the fields of a method; a rule such as `StderrBelow(0.001)` as it is written."""
+    given = {field.name: getattr(method, field.name) for field in fields(method)}
+    return {name: repr(it) if is_dataclass(it) else it for name, it in given.items()}
 
 
 def _versions() -> dict[str, Json]:
