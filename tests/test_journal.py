@@ -6,6 +6,7 @@ import random
 import resource
 import shlex
 import signal
+import stat
 import subprocess
 import threading
 from contextlib import nullcontext
@@ -403,6 +404,19 @@ def test_a_gap_that_swallows_the_rest_of_the_file_is_no_torn_record(path):
     assert "lacks bytes in its middle" in refusal(path)
 
 
+@pytest.mark.parametrize("tail", [b"?", b"\x9bneurank?", b"\x9bneurank\x07", bytes(20), bytes(99)])
+def test_an_end_that_begins_no_record_is_refused(path, tail):
+    blob, _ = written(path, 2)
+    path.write_bytes(blob + tail)
+    assert "record 3" in refusal(path)
+
+
+def test_a_torn_checksum_that_does_not_fit_is_refused(path):
+    blob, _ = written(path, 2)
+    path.write_bytes(blob[:-20] + bytes([blob[-20] ^ 1]) + blob[-19:-9])
+    assert "record 2" in refusal(path)
+
+
 def test_a_chunk_altered_while_it_is_open_is_not_given_out(path):
     with open_journal(path, RUN) as journal:
         append(journal, [2])
@@ -675,6 +689,32 @@ def test_a_full_disk_costs_no_acknowledged_chunk(path, room):
 
 
 # Kills
+
+
+def test_nothing_counts_before_it_is_synced(path, monkeypatch):
+    steps = []
+
+    def noted(name):
+        true = getattr(os, name)
+
+        def call(handle, *rest):
+            is_folder = name == "fsync" and stat.S_ISDIR(os.fstat(handle).st_mode)
+            steps.append("fsync folder" if is_folder else name)
+            return true(handle, *rest)
+
+        monkeypatch.setattr(os, name, call)
+
+    for name in ("write", "fsync", "ftruncate", "replace"):
+        noted(name)
+    with open_journal(path, RUN) as journal:
+        append(journal, [0])
+    os.truncate(path, path.stat().st_size - 1)
+    with open_journal(path, RUN) as journal:
+        append(journal, [0])
+    created = ["fsync", "replace", "fsync folder"]
+    mended = ["fsync folder", "ftruncate", "fsync"]
+    appended = ["write", "fsync"]
+    assert steps == [*created, *appended, *mended, *appended]
 
 
 def appending(path, count=None):

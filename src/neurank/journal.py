@@ -1,7 +1,7 @@
 r"""The finished chunks of a long run in one file that survives a kill at any instant.
 
-A journal is a header and then one record per chunk, in the order of their ends. All have one
-form, numbers little-endian::
+A journal is a header and then one record per chunk, in the order in which they were appended. All
+have one form, numbers little-endian::
 
     frame    8 bytes  the mark of a beginning
              8 bytes  number of the record, 0 for the header
@@ -18,9 +18,9 @@ in a file is ever executed.
 
 `Journal.append` returns when its record is on the disk. What a kill in the middle of it leaves is
 the beginning of one record; the next opening cuts that off. Any other fault is refused. A file
-whose end was cut off on purpose looks like that of a killed run, and is taken for one: its last
-chunks are computed again. After a power cut some disks show a last record of full length with
-wrong bytes: that is refused, and the message says how to keep the records before it.
+whose end was cut off on purpose cannot be told from that of a killed run, and is taken for one:
+its last chunks are computed again. After a power cut some disks show a last record of full length
+with wrong bytes: that is refused, and the message says how to keep the records before it.
 """
 
 import json
