@@ -15,6 +15,7 @@ DOCUMENTED = {
     "ExactShapley": "method", "PermutationShapley": "method", "ImportanceSwitch": "method",
     "WeightNorm": "method", "RandomScore": "method",
     "Accuracy": "value", "Recall": "value", "NegativeLoss": "value", "Margin": "value",
+    "StderrBelow": "rule", "TopCertain": "rule", "Seconds": "rule",
     "Ranking": "result", "LayerRanking": "result", "Agreement": "result", "Plan": "result",
     "Condensed": "result",
 }  # fmt: skip

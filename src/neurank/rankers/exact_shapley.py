@@ -63,7 +63,8 @@ class ExactShapley:
         units = observer.width(layer)
         chunks = (chunk.arrays for chunk in observer.gather(layer, "exact", compute))
         rounds = [Round(0, gathered(chunks, observer.classes, units))]
-        return Scored(layer_ranking(rounds, "exact"), record(rounds, observer.ways(layer)[0]))
+        notes = record(rounds, observer.ways(layer)[0])
+        return Scored(layer_ranking(rounds, "exact"), notes)
 
 
 @dataclass

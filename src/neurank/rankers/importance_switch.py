@@ -15,11 +15,12 @@ from torch.nn import functional
 
 from neurank.errors import MethodError, ModelError
 from neurank.files import Json
-from neurank.observe.observer import Observer
+from neurank.observe.observer import Arrays, Observer
 from neurank.observe.switchboard import Switchboard, SwitchedBatch
 from neurank.progress import track
 from neurank.rankers.method import Scored
 from neurank.ranking import LayerRanking
+from neurank.text import legible
 
 Estimate = Literal["mean", "sample"]
 
@@ -103,26 +104,30 @@ class ImportanceSwitch:
 
     def score(self, observer: Observer, layer: str) -> Scored:
         """Score every unit of one layer."""
-        # Whoever calls may be in inference mode, or have gradients off: this turns them on.
-        with torch.inference_mode(False):
-            training = _Training(self, observer.switchboard(layer), layer, observer.seed)
-            label = f"switch on {layer}"
-            epochs = track(range(self.epochs), label=label, show=observer.progress)
-            bounds: list[Json] = [training.epoch(epoch) for epoch in epochs]
-            bound = training.bound()
-            phi = training.phi().detach()
+        learnt = observer.once(f"{layer} / switch", lambda: self._train(observer, layer))
+        phi = torch.from_numpy(learnt.arrays["phi"])
         scores = posterior_mean(phi)
-        counts = torch.full((len(phi),), training.board.examples * self.epochs)
+        counts = torch.full((len(phi),), observer.examples.count * self.epochs)
         unknown = torch.full_like(scores, torch.nan)
         record: dict[str, Json] = {
             "epochs": self.epochs,
             "batches": len(observer.examples),
-            "bound": bound,
-            "bound_by_epoch": bounds,
+            "bound": float(learnt.arrays["bound"]),
+            "bound_by_epoch": learnt.arrays["bounds"].tolist(),
             "phi": phi.tolist(),
             "posterior_std": posterior_std(phi).tolist(),
         }
         return Scored(LayerRanking(scores, unknown, counts, "learned", stderr_of="none"), record)
+
+    def _train(self, observer: Observer, layer: str) -> Arrays:
+        # Whoever calls may be in inference mode, or have gradients off: this turns them on.
+        with torch.inference_mode(False):
+            training = _Training(self, observer.switchboard(layer), layer, observer.seed)
+            label = f"switch on {legible(layer)}"
+            epochs = track(range(self.epochs), label=label, show=observer.progress)
+            bounds = np.array([training.epoch(epoch) for epoch in epochs])
+            bound = np.array(training.bound())
+            return {"phi": training.phi().detach().numpy(), "bounds": bounds, "bound": bound}
 
 
 def posterior_mean(phi: Tensor) -> Tensor:

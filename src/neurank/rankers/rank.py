@@ -1,9 +1,10 @@
 """The entry point: rank the units of a trained network."""
 
+import os
 import platform
 import time
-from collections.abc import Iterable, Sequence
-from dataclasses import fields, is_dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields, is_dataclass, replace
 from importlib.metadata import version
 from typing import Literal
 
@@ -12,10 +13,11 @@ from torch import nn
 
 from neurank.errors import MethodError
 from neurank.files import Json, as_json
+from neurank.journal import open_journal
 from neurank.modes import evaluating, threads_as_torch
 from neurank.observe.door import device_of
 from neurank.observe.examples import Batch
-from neurank.observe.observer import choose_layers, described, observe
+from neurank.observe.observer import MEMORY, Observer, choose_layers, described, observe
 from neurank.observe.removal import check_removal
 from neurank.observe.value import Accuracy, Value, value_name
 from neurank.rankers.method import Method
@@ -32,6 +34,8 @@ def rank(
     removal: Literal["zero", "mean", "parameters"] = "zero",
     seed: int = 0,
     device: str | torch.device | None = None,
+    max_memory: int = MEMORY,
+    journal: str | os.PathLike[str] | None = None,
     progress: bool = True,
 ) -> Ranking:
     """Score every unit of a trained network: higher is more important, signed, never normalised.
@@ -52,6 +56,12 @@ def rank(
         over the data), or "parameters" (its own weights and bias are zero).
     seed : every random draw follows from it.
     device : where to compute; None is where the model is. The model itself is not moved.
+    max_memory : bytes that the contributions or masks of the examples in work may take; fewer
+        examples are taken at once where they would need more, but never less than one.
+    journal : a file that every finished chunk of examples is written to; if it is there, its
+        chunks are not computed again, and ``provenance["journal"]`` says how many those were. The
+        result is the same bits as without interruption. A file that was begun with another model,
+        data, batch size, value, method or version is refused.
     progress : show progress bars.
 
     Returns
@@ -65,6 +75,8 @@ def rank(
         If a layer is unknown or its units cannot be switched off.
     DataError, ModelError, MethodError
         If data, model or method cannot be used, before long work starts where that can be known.
+    FileError
+        If the journal is of another run, altered, in use elsewhere, or cannot be written.
 
     Example
     -------
@@ -87,6 +99,8 @@ def rank(
             f"value={value!r} is not a value: pass an instance, such as Recall(3), or a function "
             "(outputs, targets) -> (examples,)"
         )
+    if isinstance(max_memory, bool) or not isinstance(max_memory, int) or max_memory < 1:
+        raise MethodError(f"max_memory={max_memory!r}: a positive whole number of bytes is needed")
     worth = Accuracy() if value is None else value
     where = torch.device(device) if device is not None else device_of(model)
     with evaluating(model), threads_as_torch():
@@ -98,23 +112,46 @@ def rank(
             seed=seed,
             device=where,
             progress=progress,
+            memory=max_memory,
         )
-        scored: dict[str, LayerRanking] = {}
-        records: dict[str, Json] = {}
-        for layer in choose_layers(observer, layers):
-            started = time.perf_counter()
-            result = method.score(observer, layer)
-            scored[layer] = result.ranking
-            seconds = round(time.perf_counter() - started, 3)
-            records[layer] = {**result.record, "seconds": seconds}
-        provenance = {
+        chosen = choose_layers(observer, layers)
+        provenance: dict[str, Json] = {
             "method": {"name": type(method).__name__, "parameters": as_json(_parameters(method))},
             "value": value_name(worth),
             **described(observer),
-            "by_layer": records,
             "versions": _versions(),
         }
+        with open_journal(journal, _fingerprint(observer, provenance, chosen)) as kept:
+            watching = replace(observer, journal=kept)
+            scored: dict[str, LayerRanking] = {}
+            records: dict[str, Json] = {}
+            for layer in chosen:
+                started = time.perf_counter()
+                result = method.score(watching, layer)
+                scored[layer] = result.ranking
+                seconds = round(time.perf_counter() - started, 3)
+                records[layer] = {"seconds": seconds, **result.record}
+            provenance["by_layer"] = records
+            if journal is not None:
+                done = len(kept.keys())
+                provenance["journal"] = {"chunks": done, "reused": kept.reused}
     return Ranking(scored, provenance)
+
+
+def _fingerprint(
+    observer: Observer, provenance: Mapping[str, Json], layers: Sequence[str]
+) -> dict[str, Json]:
+    """Return all that the chunks of a run depend on, what is most readable first."""
+    sizes = observer.examples.sizes
+    data = provenance["data"]
+    assert isinstance(data, dict)
+    return {
+        **provenance,
+        "data": {"batch_size": max(sizes), "batches": len(sizes), **data},
+        "layers": list(layers),
+        "max_memory": observer.memory,
+        "threads": torch.get_num_threads(),
+    }
 
 
 def _parameters(method: Method) -> dict[str, object]:

@@ -66,7 +66,7 @@ def sample(method: Sampled, observer: Observer, layer: str) -> Scored:
     sampling = _Sampling(method, observer, layer, _fastest(method, observer, layer))
     for first, last in sampling.plan():
         sampling.play(first, last)
-    notes = record(sampling.rounds, sampling.way)
+    notes = record(sampling.rounds, sampling.way) | {"seconds": round(sampling.seconds, 3)}
     if method.stop is not None:
         notes |= {"repetitions": sampling.repetitions, "stopped": sampling.reason}
     if not sampling.rounds[0].tally.examples.sum():
