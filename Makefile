@@ -3,6 +3,7 @@
 # make test-slow  the slow ones too
 # make check      lint, formatting and types
 # make format     put the formatting right
+# make bench      measure against other libraries' estimators; writes docs/benchmarks.md
 #
 # Each sets up .venv first, once, and again when pyproject.toml or constraints.txt has changed.
 
@@ -24,7 +25,7 @@ endif
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=2 --dist=worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow check format clean
+.PHONY: help setup demo test test-slow check format bench clean
 
 help:
 	@sed -n 's/^# make /make /p' Makefile
@@ -53,6 +54,15 @@ check: setup
 format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# Other libraries' estimators come on top, once.
+$(VENV)/.bench-ready: $(VENV)/.ready
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,bench]'
+	touch $@
+
+bench: $(VENV)/.bench-ready
+	$(BIN)/python -m benchmarks.against_peers
+	$(BIN)/python -m benchmarks.page
 
 clean:
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis
