@@ -8,9 +8,14 @@ from typing import Annotated, Any, TypeVar, get_type_hints
 
 import typer
 
+from neurank.cli.words import stop
 from neurank.errors import MethodError
 from neurank.rankers.method import Method
 from neurank.rankers.registry import METHODS, method_class
+
+AS_OFTEN_AS_IT_TAKES = 2**16
+_REPEATED = ("passes", "pairs")
+"""Fields that say how often a sampled method repeats itself."""
 
 Command = TypeVar("Command", bound=Callable[..., None])
 
@@ -34,7 +39,12 @@ def make_method(name: str, options: Mapping[str, Any]) -> Method:
     Examples
     --------
     >>> make_method("permutation", {"passes": 4, "p": None})
-    PermutationShapley(passes=4, antithetic=False)
+    PermutationShapley(passes=4, antithetic=False, strata=1, leaps=True, stop=None)
+
+    With a rule to stop by and no number of repetitions there are as many as it takes:
+
+    >>> make_method("permutation", {"stop": "stderr:0.01"}).passes
+    65536
     """
     made = method_class(name)
     own = {field.name for field in fields(made)}
@@ -45,6 +55,10 @@ def make_method(name: str, options: Mapping[str, Any]) -> Method:
                 f"--{_dashed(key)} is not an option of --method {name}, but of "
                 f"{', '.join(_methods_with(key))}; leave it out"
             )
+    if "stop" in given:
+        given["stop"] = stop(given["stop"])
+        most = next(name for name in _REPEATED if name in own)
+        given.setdefault(most, AS_OFTEN_AS_IT_TAKES * given.get("strata", 1))
     return made(**given)
 
 

@@ -16,6 +16,7 @@ from neurank.text import legible
 WRONG_INPUT, FAILED, INTERRUPTED = 2, 1, 130
 """Exit codes: what was given cannot be used; it went wrong on the way; Ctrl-C."""
 
+_INTERRUPTED = "interrupted: files that were finished are kept, nothing is half written"
 _LONGEST_LINE = 4000
 _NO_MEMORY = ("can't allocate memory", "out of memory", "Unable to allocate")
 _UsageError: type[Exception] = typer.BadParameter.__mro__[1]  # typer exports only this child of it
@@ -28,8 +29,8 @@ class OneLineErrors(TyperGroup):
         """Run a command; with ``--traceback`` let errors of all kinds through."""
         try:
             return super().invoke(ctx)
-        except KeyboardInterrupt:
-            _fail("interrupted: files that were finished are kept, nothing is half written")
+        except KeyboardInterrupt as interruption:
+            _fail(str(interruption) or _INTERRUPTED)
             raise typer.Exit(INTERRUPTED) from None
         except _UsageError as error:
             _fail(f"{_usage_message(error)} Try '{_command_path(error, ctx)} --help'.")
@@ -43,10 +44,10 @@ class OneLineErrors(TyperGroup):
             raise typer.Exit(_exit_code(error)) from None
 
 
-def say(text: object = "", *, quiet: bool = False) -> None:
+def say(text: object = "", *, quiet: bool = False, end: str = "\n") -> None:
     """Print some lines for people on standard output, or nothing with ``--json``."""
     if not quiet:
-        sys.stdout.write(f"{text}\n")
+        sys.stdout.write(f"{text}{end}")
 
 
 def document(content: Mapping[str, Json]) -> None:

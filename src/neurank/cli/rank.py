@@ -1,5 +1,6 @@
 """``neurank rank``: score the units of a trained network."""
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -10,7 +11,8 @@ from neurank.cli.method_options import make_method, with_method_options
 from neurank.cli.models import architecture, trained_model
 from neurank.cli.output import command_line, document, say
 from neurank.cli.sources import check_class, load_data, part
-from neurank.cli.words import layer_names, value
+from neurank.cli.words import layer_names, memory, value
+from neurank.errors import FileError
 from neurank.rankers.importance_switch import ImportanceSwitch
 from neurank.rankers.rank import rank as rank_units
 from neurank.rankers.registry import METHODS
@@ -60,34 +62,101 @@ def rank(
     ] = None,
     batch_size: arguments.BatchSize = 200,
     seed: arguments.Seed = 0,
+    max_memory: Annotated[
+        str,
+        typer.Option(metavar="500M|2G", help="Memory for the examples that are in work at once."),
+    ] = "1G",
+    journal: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Where finished chunks are kept, so that an interrupted run can go on; the name "
+            "of OUT with .journal if not given, and then removed when all is done.",
+            show_default=False,
+        ),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run that the journal is of.")
+    ] = False,
     json: arguments.Json = False,
     **options: Any,
 ) -> None:
-    """Score every unit of a trained network: higher is more important."""
+    """Score every unit of a trained network: higher is more important.
+
+    Ctrl-C keeps what is finished and prints the command that goes on with the rest.
+    """
     arguments.check_out(out, weights)
+    kept = out.with_suffix(".journal") if journal is None else journal
+    _check_journal(kept, resume=resume)
     chosen = make_method(method, options)
     worth = value(value_)
     network = trained_model(architecture(model), weights)
     splits = load_data(data, batch_size=batch_size)
     check_class(worth, splits)
     examples = part(splits, split or _usual_split(chosen))
-    ranking = rank_units(
-        network,
-        examples if first is None else examples.first(first),
-        chosen,
-        layers=layer_names(layers),
-        value=worth,
-        removal=cast(Any, removal),  # checked where it is used
-        seed=seed,
-    )
+    try:
+        ranking = rank_units(
+            network,
+            examples if first is None else examples.first(first),
+            chosen,
+            layers=layer_names(layers),
+            value=worth,
+            removal=cast(Any, removal),  # checked where it is used
+            seed=seed,
+            max_memory=memory(max_memory),
+            journal=kept,
+        )
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(_how_to_go_on(kept)) from None
     ranking.save(out)
+    if journal is None:
+        for done in (kept, kept.with_name(f"{kept.name}.lock")):
+            done.unlink(missing_ok=True)
     if json:
         document({**ranking_document(ranking), "written": str(out)})
         return
     say(ranking)
-    say(_left_out(ranking))
+    say(_left_out(ranking) + _how_far(ranking), end="")
     say(f"wrote {out}")
     say(f"next: {_next(model, data, weights, out)}")
+
+
+def _check_journal(kept: Path, *, resume: bool) -> None:
+    if resume and not kept.is_file():
+        raise FileError(f"--resume: there is no journal {kept} to go on with: leave --resume out")
+    if kept.is_file() and not resume:
+        raise FileError(
+            f"{kept} holds the finished chunks of a run that was interrupted: add --resume to go "
+            "on with it, or delete it"
+        )
+
+
+def _how_to_go_on(kept: Path) -> str:
+    """Return the command that goes on with the run, on one line."""
+    if not kept.is_file():
+        return "interrupted before anything was finished"
+    words = [word for word in sys.argv[1:] if word != "--resume"]
+    return (
+        f"interrupted; what is finished is kept in {kept}. Go on with: "
+        f"{command_line('neurank', *words, '--resume')}"
+    )
+
+
+def _how_far(ranking: Ranking) -> str:
+    """Say what was reused, and where a rule ended the sampling."""
+    lines = []
+    journal = ranking.provenance.get("journal")
+    if isinstance(journal, dict) and journal["reused"]:
+        lines.append(f"resumed: {journal['reused']} of {journal['chunks']} chunks were finished")
+    layers = ranking.provenance["by_layer"]
+    assert isinstance(layers, dict)
+    for name, record in layers.items():
+        if isinstance(record, dict) and "stopped" in record:
+            lines.append(
+                f"{legible(name)}: {record['repetitions']} repetitions of {record['examples']:,} "
+                f"examples, {record['stopped']}"
+            )
+    return "".join(f"{line}\n" for line in lines)
 
 
 def _usual_split(method: object) -> str:

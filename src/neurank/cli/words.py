@@ -1,12 +1,20 @@
 """The small languages of the options: values, counts per layer, names of layers."""
 
+import re
 from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 from neurank.errors import MethodError, PlanError
 from neurank.observe.value import Accuracy, Margin, NegativeLoss, Recall, Value
+from neurank.rankers.stopping import Seconds, StderrBelow, Stop, TopCertain
 
 T = TypeVar("T", int, float)
+
+_STOPS: Mapping[str, Callable[[str], Stop]] = {
+    "stderr": lambda number: StderrBelow(float(number)),
+    "top": lambda number: TopCertain(int(number)),
+    "seconds": lambda number: Seconds(float(number)),
+}
 
 VALUES: Mapping[str, Callable[[], Value]] = {
     "accuracy": Accuracy,
@@ -36,6 +44,52 @@ def value(text: str) -> Value:
             f"--value {text!r} is unknown: give {', '.join(VALUES)}, or recall:3 for class 3"
         )
     return VALUES[text]()
+
+
+def stop(text: str) -> Stop:
+    """Read when to stop sampling: ``stderr:0.001``, ``top:5`` or ``seconds:60``.
+
+    Raises
+    ------
+    MethodError
+        It is none of these, or the number is out of range.
+
+    Examples
+    --------
+    >>> stop("top:5"), stop("seconds:60")
+    (TopCertain(k=5, confidence=0.95), Seconds(seconds=60.0))
+    """
+    name, _, number = text.partition(":")
+    try:
+        if name in _STOPS:
+            return _STOPS[name](number)
+    except MethodError:
+        raise
+    except ValueError:
+        pass  # the number is none
+    raise MethodError(
+        f"--stop {text!r} is unknown: give stderr:0.001 (no larger standard error), top:5 (the top "
+        "5 are certain) or seconds:60 (per layer)"
+    )
+
+
+def memory(text: str) -> int:
+    """Read a number of bytes: ``500000``, or with one of the letters k, M and G (1024³) behind it.
+
+    Raises
+    ------
+    MethodError
+        It is no such number.
+
+    Examples
+    --------
+    >>> memory("2G"), memory("512")
+    (2147483648, 512)
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([kMG]?)B?", text)
+    if found is None:
+        raise MethodError(f"--max-memory {text!r} is no number of bytes: give one as in 500M or 2G")
+    return int(float(found[1]) * 1024 ** " kMG".index(found[2] or " "))
 
 
 def layer_names(text: str | None) -> list[str] | None:

@@ -3,6 +3,8 @@
 import math
 from collections.abc import Iterable, Mapping
 
+from torch import Tensor
+
 from neurank.agreement import Agreement
 from neurank.files import Json
 from neurank.ranking import LayerRanking, Ranking
@@ -75,13 +77,17 @@ def agreement_document(agreement: Agreement) -> dict[str, Json]:
 
 
 def _layer(layer: LayerRanking) -> dict[str, Json]:
-    data_stderr = None if layer.data_stderr is None else plain(layer.data_stderr.tolist())
+    def optional(tensor: Tensor | None) -> Json:
+        return None if tensor is None else plain(tensor.tolist())
+
     return {
         "status": layer.status,
         "order": None if layer.status == "undefined" else list(layer.order()),
         "scores": plain(layer.scores.tolist()),
         "stderr": plain(layer.stderr.tolist()),
         "stderr_of": layer.stderr_of,
-        "data_stderr": data_stderr,
+        "data_stderr": optional(layer.data_stderr),
         "counts": layer.counts.tolist(),
+        "by_class": optional(layer.by_class),
+        "by_class_stderr": optional(layer.by_class_stderr),
     }

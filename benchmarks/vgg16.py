@@ -1,0 +1,264 @@
+"""VGG-16 on CIFAR-10: every layer ranked, and what shared permutations would have cost.
+
+    python -m benchmarks.vgg16 [--pictures 1500] [--passes 2] [--resume]
+
+Needs the data and the trained weights that NEURANK_DATA names (cifar10/ and
+models/vgg16_cifar10.safetensors). Pictures are the first of the 5,000 that the network was not
+trained on. Three parts, each kept in build/benchmarks/ as it is finished:
+
+ranking
+    All fifteen layers by PermutationShapley, with a journal: interrupted, it goes on with --resume.
+halves
+    Two independent rankings of fewer pictures; do they differ as their standard errors say?
+baseline
+    The variance of one permutation shared by all pictures, from sampled coalitions, and the time
+    of a full forward pass per coalition, which is what a black-box estimator pays.
+"""
+
+import argparse
+import json
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from benchmarks.lenet import RESULTS
+from benchmarks.machine import matrix_rate, this_machine
+from safetensors.torch import load_file
+
+import neurank as nr
+from neurank.observe.leaps import leap
+from neurank.observe.observer import SUFFIX, observe
+from neurank.rankers.orders import own_coins
+
+MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+PICTURES = 1000
+"""The baseline's variance is that of a mean over so many pictures."""
+
+
+def folder():
+    """Return the folder that NEURANK_DATA names."""
+    named = os.environ.get("NEURANK_DATA")
+    if not named:
+        raise SystemExit("NEURANK_DATA is not set: it names the folder with cifar10/ and models/")
+    return Path(named)
+
+
+def trained():
+    """Return the trained network in float32."""
+    stored = load_file(folder() / "models" / "vgg16_cifar10.safetensors")
+    model = nr.zoo.vgg16().eval()
+    model.load_state_dict(
+        {name: it.float() if it.is_floating_point() else it for name, it in stored.items()}
+    )
+    return model
+
+
+def held_out():
+    """Return the 5,000 pictures that the network was not trained on."""
+    splits = nr.data.load(f"cifar10:{folder() / 'cifar10'}", batch_size=200)
+    return splits.normalized(MEAN, STD).validation
+
+
+def watched(model, pictures, targets):
+    """Observe a few pictures without the entry point around it."""
+    return observe(
+        model,
+        [(pictures, targets)],
+        value=nr.Accuracy(),
+        removal="zero",
+        seed=0,
+        device=torch.device("cpu"),
+        progress=False,
+    )
+
+
+def ranking(model, data, passes, kept):
+    """Rank all layers; return what each took, and how sure it is."""
+    method = nr.PermutationShapley(passes=passes)
+    found = nr.rank(model, data, method, journal=kept.with_suffix(".journal"))
+    found.save(kept.with_suffix(".safetensors"))
+    layers = {}
+    for name, layer in found.layers.items():
+        record = found.provenance["by_layer"][name]
+        layers[name] = {
+            **record,
+            "units": layer.units,
+            "mean stderr": float(layer.stderr.mean()),
+            "largest stderr": float(layer.stderr.max()),
+            "mean data stderr": float(layer.data_stderr.mean()),
+            "spread of scores": float(layer.scores.std()),
+            "squared scores": float((layer.scores**2 - layer.stderr**2).mean()),
+            "variance of a pass": float((layer.stderr**2).mean()) * passes * data.examples,
+        }
+    return {"pictures": data.examples, "passes": passes, "layers": layers}
+
+
+def halves(model, data, passes):
+    """Compare two independent rankings unit by unit: z = difference / its standard error."""
+    method = nr.PermutationShapley(passes=passes)
+    both = [nr.rank(model, data, method, seed=seed) for seed in (1, 2)]
+    layers = {}
+    for name in both[0]:
+        one, two = (it[name] for it in both)
+        error = (one.stderr**2 + two.stderr**2).sqrt()
+        z = ((one.scores - two.scores) / error)[error > 0]
+        low, high = zip(*(it.interval() for it in (one, two)), strict=True)
+        layers[name] = {
+            "units": len(z),
+            "root mean square of z": float((z**2).mean().sqrt()),
+            "within 1.96": float((z.abs() < 1.96).double().mean()),
+            "intervals overlap": float(
+                (torch.maximum(*low) <= torch.minimum(*high)).double().mean()
+            ),
+        }
+    return {"pictures": data.examples, "passes": passes, "layers": layers}
+
+
+def baseline(model, data, permutations):
+    """Measure the variance of shared permutations, and our rate, on a few pictures."""
+    seen = watched(model, data.inputs, data.targets)
+    layers = {}
+    for name in nr.rank(model, data.first(2), nr.RandomScore(), progress=False):
+        started = time.perf_counter()
+        marginals = shared_marginals(seen, name, permutations)
+        count = marginals.shape[1]
+        sums = marginals.sum(axis=1)
+        pairs = (sums**2 - (marginals**2).sum(axis=1)) / (count * (count - 1))
+        each = pairs.mean(axis=1)  # (permutations,)
+        layers[name] = {
+            "square of a picture's": float(np.abs(marginals).mean()),  # they are -1, 0 or 1
+            "product of two pictures'": float(each.mean()),
+            "its standard error": float(each.std(ddof=1) / np.sqrt(permutations)),
+            "seconds": time.perf_counter() - started,
+            **our_rate(seen, name),
+        }
+        print(name, layers[name], flush=True)
+    return {
+        "pictures": data.examples,
+        "permutations": permutations,
+        "seconds of a forward pass": forward_seconds(model, data.inputs),
+        "layers": layers,
+    }
+
+
+def shared_marginals(seen, layer, permutations):
+    """Walk orders that all pictures share; (permutations, pictures, units).
+
+    In leaps with coins of each picture's own: unbiased, and independent between pictures.
+    """
+    ways = seen.ways(layer)
+    found = []
+    for game in seen.games(layer, SUFFIX if SUFFIX in ways else None):
+        walks = []
+        for number in range(permutations):
+            order = np.random.default_rng(number).permutation(game.units)
+            walks.append(walked(game, restricted(order, game.active.numpy()), number))
+        found.append(np.stack(walks))
+    return np.concatenate(found, axis=1)
+
+
+def restricted(order, active):
+    """Leave out of one order for all what is no player of a picture's game."""
+    orders = np.full(active.shape, -1)
+    for row, players in enumerate(active):
+        joining = order[players[order]]
+        orders[row, : len(joining)] = joining
+    return orders
+
+
+def walked(game, orders, number):
+    """What each unit adds, in leaps where no compiled kernel makes whole chains cheap."""
+    if game.compiled:
+        return game.chain(orders)[0]
+    rows = game.numbers.numpy()
+    return leap(game, orders, lambda at, a, b: own_coins(9, number, rows[at], a, b)).marginals
+
+
+def our_rate(seen, layer):
+    """Measure coalitions and multiply-adds per second of one pass over some pictures."""
+    method = nr.PermutationShapley()
+    rates = {}
+    for way in seen.ways(layer):
+        game = next(seen.games(layer, way))
+        seconds = []
+        with torch.inference_mode():
+            for _ in range(3):
+                started = time.perf_counter()
+                played = method.play(game, 0, 0)
+                seconds.append(time.perf_counter() - started)
+        work = played.coalitions * game.runner.multiply_adds(game.split.suffix)
+        rates[way] = work / min(seconds)
+    return {"multiply-adds per second": rates}
+
+
+def forward_seconds(model, pictures):
+    """Seconds of a full forward pass per picture, at the best of some batch sizes."""
+    best = float("inf")
+    with torch.inference_mode():
+        for size in (16, 32, 64):
+            for _ in range(5):
+                started = time.perf_counter()
+                model(pictures[:size])
+                best = min(best, (time.perf_counter() - started) / min(size, len(pictures)))
+    return best
+
+
+def gains(measured):
+    """Set what a layer costs beside shared permutations with full forward passes.
+
+    Per layer: the variance of one pass over N pictures, shared against own; the seconds of one
+    pass per picture; and the product of both ratios, which is the ratio of costs at equal RMSE.
+    """
+    ranked, base = measured["ranking"], measured["baseline"]
+    found = {}
+    for name, ours in ranked["layers"].items():
+        shared = base["layers"][name]
+        own, together = shared["square of a picture's"], shared["product of two pictures'"]
+        variance = together + (own - together) / PICTURES - ours["squared scores"]
+        seconds = ours["seconds"] / (ranked["pictures"] * ranked["passes"])
+        full = (ours["units"] + 1) * base["seconds of a forward pass"]
+        in_variance = max(variance, 0) / (ours["variance of a pass"] / PICTURES)
+        found[name] = {
+            "in variance": in_variance,
+            "in cost": full / seconds,
+            "together": in_variance * full / seconds,
+        }
+    product = np.prod([it["together"] for it in found.values()]) ** (1 / len(found))
+    return {"layers": found, "geometric mean": float(product)}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--pictures", type=int, default=1500)
+    parser.add_argument("--passes", type=int, default=2)
+    parser.add_argument("--few", type=int, default=64, help="pictures of the other two parts")
+    parser.add_argument("--permutations", type=int, default=24, help="shared ones, of the baseline")
+    parser.add_argument("--resume", action="store_true", help="go on with what is kept")
+    options = parser.parse_args()
+    kept = RESULTS / "vgg16.json"
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    if not options.resume:
+        for old in (kept, kept.with_suffix(".journal")):
+            old.unlink(missing_ok=True)
+    measured = json.loads(kept.read_text()) if kept.is_file() else {}
+    model, data = trained(), held_out()
+    few = data.first(options.few)
+    parts = {
+        "baseline": lambda: baseline(model, few, options.permutations),
+        "ranking": lambda: ranking(model, data.first(options.pictures), options.passes, kept),
+        "halves": lambda: halves(model, data.first(4 * options.few), options.passes),
+    }
+    measured["machine"] = {"words": this_machine().in_words, "matrix rate": matrix_rate()}
+    for part, measure in parts.items():
+        if part not in measured:
+            measured[part] = measure()
+            kept.write_text(json.dumps(measured, indent=1))
+    measured["gains"] = gains(measured)
+    kept.write_text(json.dumps(measured, indent=1))
+    print(json.dumps(measured["gains"], indent=1))
+
+
+if __name__ == "__main__":
+    main()
