@@ -210,6 +210,13 @@ class TestRank:
             (("--first", 9999), "ask for 1 to 300"),
             (("--method", "exact", "--max-operations", 10), "max_operations=1e+01"),
             (("--bogus", 1), "--bogus"),
+            (("--stop", "soon"), "give stderr:0.001"),
+            (("--stop", "top:many"), "give stderr:0.001"),
+            (("--stop", "seconds:-1"), "a positive number is needed"),
+            (("--stop", "top:5", "--passes", 1), "allow more passes"),
+            (("--max-memory", "much"), "give one as in 500M or 2G"),
+            (("--max-memory", "0"), "max_memory=0"),
+            (("--resume",), "leave --resume out"),
         ],
     )
     def test_wrong_options_are_refused_in_one_line(self, made, tmp_path, words, message):
@@ -217,6 +224,53 @@ class TestRank:
         out = tmp_path / "r.safetensors"
         assert message in refusal("rank", NET, "digits", *weights, "--out", out, *words)
         assert not out.exists()
+
+    def test_it_stops_by_a_rule_and_says_so(self, made, tmp_path):
+        out = tmp_path / "r.safetensors"
+        words = ("--weights", made / "w.safetensors", "--layers", "fc2", "--stop", "stderr:0.004")
+        shown = neurank("rank", NET, "digits", *words, "--out", out).stdout
+        ranking = nr.Ranking.load(out)
+        record = ranking.provenance["by_layer"]["fc2"]
+        assert f"fc2: {record['repetitions']} repetitions of 300 examples, StderrBelow" in shown
+        assert 0 < ranking["fc2"].stderr.max() <= 0.004
+
+    def test_interrupted_it_says_how_to_go_on_and_then_does_only_the_rest(
+        self, made, tmp_path, monkeypatch
+    ):
+        out, journal = tmp_path / "r.safetensors", tmp_path / "r.journal"
+        words = ["rank", NET, "digits", "--weights", str(made / "w.safetensors"), "--layers",
+                 "fc1,fc2", "--passes", "2", "--batch-size", "50", "--out", str(out)]  # fmt: skip
+        neurank(*words)
+        wanted = nr.Ranking.load(out)
+        assert not journal.exists()
+        assert [path.name for path in tmp_path.iterdir()] == ["r.safetensors"]
+        play, calls = nr.PermutationShapley.play, []
+
+        def interrupted(*arguments):
+            calls.append(arguments)
+            if len(calls) == 17:  # two for each batch: four batches of the second layer are left
+                raise KeyboardInterrupt
+            return play(*arguments)
+
+        monkeypatch.setattr(nr.PermutationShapley, "play", interrupted)
+        monkeypatch.setattr("sys.argv", ["neurank", *words])
+        said = refusal(*words, code=130)
+        again = shlex.split(said.partition("Go on with: ")[2])
+        assert again == ["neurank", *words, "--resume"]
+        assert "8 finished chunks" in said
+        assert "add --resume to go on with it, or delete it" in refusal(*words)
+        assert "method.parameters.passes" in refusal(*words, "--passes", "4", "--resume")
+        shown = neurank(*again[1:]).stdout
+        assert len(calls) == 17 + 2 * 4
+        assert "resumed: 8 of 12 chunks were finished" in shown
+        assert not journal.exists()
+        assert dict(nr.Ranking.load(out).layers) == dict(wanted.layers)
+
+    def test_a_journal_that_is_named_is_kept(self, made, tmp_path):
+        out, journal = tmp_path / "r.safetensors", tmp_path / "kept.journal"
+        words = ("--weights", made / "w.safetensors", "--layers", "fc2", "--first", 40)
+        neurank("rank", NET, "digits", *words, "--out", out, "--journal", journal)
+        assert journal.is_file()
 
     @pytest.mark.parametrize(
         ("model", "data", "message"),

@@ -142,6 +142,32 @@ def no_journal() -> Journal:
     return _NoJournal()
 
 
+def chunks_in(path: str | os.PathLike[str]) -> int:
+    """Count the chunks in a file that is a journal; 0 if there is no file.
+
+    Raises
+    ------
+    FileError
+        The file is foreign or altered, or cannot be read.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = Path(folder, "run.journal")
+    ...     before = chunks_in(path)
+    ...     with open_journal(path, {"seed": 7}) as journal:
+    ...         journal.append("fc1/0", {"sums": np.zeros(3)})
+    ...     before, chunks_in(path)
+    (0, 1)
+    """
+    target = destination(path)
+    if not target.exists():
+        return 0
+    with _file(target) as file:
+        return max(0, sum(1 for _ in _records(target, file)) - 1)
+
+
 class _NoJournal:
     reused = 0
 

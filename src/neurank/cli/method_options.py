@@ -14,6 +14,10 @@ from neurank.rankers.method import Method
 from neurank.rankers.registry import METHODS, method_class
 
 AS_OFTEN_AS_IT_TAKES = 2**16
+_IN_WORDS = {
+    "stop": "When to stop before: stderr:0.001, top:5 (certain at 95 %) or seconds:60 (per layer)"
+}
+"""Help for options that are read in another form than the field has."""
 _REPEATED = ("passes", "pairs")
 """Fields that say how often a sampled method repeats itself."""
 
@@ -77,7 +81,7 @@ def _parameter(name: str, field: Field[Any]) -> inspect.Parameter:
     default = "" if field.default is MISSING else f" [default: {field.default}]"
     option = typer.Option(
         f"--{_dashed(name)}" + (f"/--no-{_dashed(name)}" if kind is bool else ""),
-        help=f"[{', '.join(owners)}] {_described(METHODS[owners[0]], name)}{default}".replace(
+        help=f"[{', '.join(owners)}] {_help(METHODS[owners[0]], name)}{default}".replace(
             "[", r"\["
         ),
         rich_help_panel="Options of the methods",
@@ -95,6 +99,10 @@ def _methods_with(option: str) -> list[str]:
     return [
         name for name, made in METHODS.items() if option in {field.name for field in fields(made)}
     ]
+
+
+def _help(made: type[Method], option: str) -> str:
+    return _IN_WORDS.get(option) or _described(made, option)
 
 
 def _described(made: type[Method], option: str) -> str:

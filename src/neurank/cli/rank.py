@@ -13,6 +13,7 @@ from neurank.cli.output import command_line, document, say
 from neurank.cli.sources import check_class, load_data, part
 from neurank.cli.words import layer_names, memory, value
 from neurank.errors import FileError
+from neurank.journal import chunks_in
 from neurank.rankers.importance_switch import ImportanceSwitch
 from neurank.rankers.rank import rank as rank_units
 from neurank.rankers.registry import METHODS
@@ -122,22 +123,28 @@ def rank(
 
 
 def _check_journal(kept: Path, *, resume: bool) -> None:
-    if resume and not kept.is_file():
-        raise FileError(f"--resume: there is no journal {kept} to go on with: leave --resume out")
-    if kept.is_file() and not resume:
+    finished = chunks_in(kept)
+    if resume and not finished:
         raise FileError(
-            f"{kept} holds the finished chunks of a run that was interrupted: add --resume to go "
-            "on with it, or delete it"
+            f"--resume: no journal {kept} has anything finished to go on with: leave --resume out"
         )
+    if finished and not resume:
+        raise FileError(
+            f"{kept} holds {finished} finished chunks of a run that was interrupted: add --resume "
+            "to go on with it, or delete it"
+        )
+    if not resume:
+        kept.unlink(missing_ok=True)  # a journal of nothing, perhaps of other arguments
 
 
 def _how_to_go_on(kept: Path) -> str:
     """Return the command that goes on with the run, on one line."""
-    if not kept.is_file():
+    finished = chunks_in(kept)
+    if not finished:
         return "interrupted before anything was finished"
     words = [word for word in sys.argv[1:] if word != "--resume"]
     return (
-        f"interrupted; what is finished is kept in {kept}. Go on with: "
+        f"interrupted; {finished} finished chunks are kept in {kept}. Go on with: "
         f"{command_line('neurank', *words, '--resume')}"
     )
 
