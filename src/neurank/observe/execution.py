@@ -54,7 +54,12 @@ class Runner:
                 return self.tensors[leaf.name]
             return leaf
 
-        last_use = {name: place for place, it in enumerate(operations) for name in it.refs}
+        last_use = {
+            name: place
+            for place, operation in enumerate(operations)
+            if not reads_only_shape(operation)
+            for name in operation.refs
+        }
         for place, operation in enumerate(operations):
             if reads_only_shape(operation):  # the batch is all that varies in size
                 results[operation.name] = batch
@@ -105,6 +110,9 @@ def _multiply_adds(operation: Operation, runner: Runner) -> int:
     """Each output position of each unit takes one multiply-add per weight of the unit."""
     if operation.kind not in {*CONVOLUTIONS, "linear"} or operation.shape is None:
         return 0
-    weight, _ = weight_and_bias(operation, runner)
+    weight = operation.args[1]
+    stored = isinstance(weight, Weight)  # else the forward pass computes it, as weight norm does
+    shape = runner.tensors[weight.name].shape if stored else runner.graph.by_name[weight.name].shape
+    assert shape is not None
     outputs = prod(size for size in operation.shape if size is not None)
-    return outputs * weight[0].numel()
+    return outputs * prod(size or 1 for size in shape[1:])

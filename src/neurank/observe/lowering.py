@@ -1,6 +1,6 @@
 """Making a suffix cheaper without changing what it computes."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 import torch
@@ -27,22 +27,16 @@ def lowered(suffix: tuple[Operation, ...], runner: Runner) -> tuple[tuple[Operat
     tuple
         The suffix without those BatchNorms, and a runner that has the folded weights besides.
     """
-    by_name = {operation.name: operation for operation in suffix}
+    kept = {operation.name: operation for operation in suffix}
     tensors = dict(runner.tensors)
-    kept: dict[str, Operation] = dict(by_name)
     for norm in suffix:
-        before = norm.args[0].name if norm.args and isinstance(norm.args[0], Ref) else ""
-        convolution = by_name.get(before)
-        if norm.kind != "batch_norm" or convolution is None:
+        convolution = _folded_into(norm, kept, runner)
+        if convolution is None:
             continue
-        alone = len(runner.graph.readers[before]) == 1 and before != runner.graph.output
-        if convolution.kind not in CONVOLUTIONS or not alone:
-            continue
-        weight, bias = _folded(convolution, norm, runner)
         names = f"{norm.name} folded weight", f"{norm.name} folded bias"
-        tensors.update(zip(names, (weight, bias), strict=True))
+        tensors.update(zip(names, _folded(convolution, norm, runner), strict=True))
         arguments = (convolution.args[0], *map(Weight, names), *convolution.args[3:])
-        del kept[before]
+        del kept[convolution.name]
         kept[norm.name] = replace(convolution, name=norm.name, args=arguments)
     return tuple(kept.values()), replace(runner, tensors=tensors)
 
@@ -60,9 +54,31 @@ def scale_and_shift(norm: Operation, tensors: Mapping[str, Tensor]) -> tuple[Ten
     return scale, shift if bias is None else shift + bias
 
 
+def _folded_into(
+    norm: Operation, suffix: Mapping[str, Operation], runner: Runner
+) -> Operation | None:
+    """Return the convolution that a BatchNorm can be folded into, if there is one."""
+    if norm.kind != "batch_norm" or norm.args[5] or not isinstance(norm.args[0], Ref):
+        return None  # argument 5 says that the statistics are the batch's own
+    convolution = suffix.get(norm.args[0].name)
+    if convolution is None or convolution.kind not in CONVOLUTIONS:
+        return None
+    if not (_are_stored(norm.args[1:5]) and _are_stored(convolution.args[1:3])):
+        return None
+    is_read_elsewhere = len(runner.graph.readers[convolution.name]) > 1
+    is_output = convolution.name == runner.graph.output
+    return None if is_read_elsewhere or is_output else convolution
+
+
+def _are_stored(arguments: Iterable[object]) -> bool:
+    """Whether tensors are the model's own, not computed in the forward pass."""
+    return all(argument is None or isinstance(argument, Weight) for argument in arguments)
+
+
 def _folded(convolution: Operation, norm: Operation, runner: Runner) -> tuple[Tensor, Tensor]:
-    """Compute in float64 and round once."""
-    scale, shift = (it.double() for it in scale_and_shift(norm, runner.tensors))
+    """Compute the folded weight and bias in float64 and round them once."""
+    exact = {name: runner.tensors[name].double() for name in norm.weights}
+    scale, shift = scale_and_shift(norm, exact)
     weight, bias = weight_and_bias(convolution, runner)
     folded = weight.double() * scale.reshape(-1, *[1] * (weight.ndim - 1))
     moved = shift if bias is None else shift + scale * bias.double()

@@ -5,6 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from hashlib import sha256
 from math import prod
 from typing import Any
 
@@ -156,10 +157,7 @@ class Observer(ABC):
         """
         plays = self._plays(layer, way or self.ways(layer)[0])
         label = f"ranking {legible(layer)}"
-        with (
-            torch.inference_mode(),
-            reporting(label, self.chunks(layer), show=self.progress) as advance,
-        ):
+        with reporting(label, self.chunks(layer), show=self.progress) as advance:
             for number, play in enumerate(plays):
                 key = f"{layer} / {step} / {number}"
                 yield self.once(key, partial(_composed, compute, play))
@@ -262,11 +260,12 @@ class TracedObserver(Observer):
             first += len(targets)
 
     def _chunk_size(self, split: Split) -> int:
-        """How many examples fit into memory: contributions and their running sums, or masks."""
-        floats = prod(size or 1 for size in self._shape(split.layer.read))
+        """How many examples fit into memory: what is read of each, contributions and their sums."""
+        read = prod(size or 1 for size in self._shape(split.layer.read))
+        floats = 3 * read  # as computed, those that count, and on minus off
         if split.consumer is not None:
             features = prod(size or 1 for size in self._shape(split.consumer.name))
-            floats = 2 * split.layer.width * features
+            floats += (2 * split.layer.width + 1) * features
         return max(1, self.memory // (_LARGEST_FLOAT * floats))
 
     def _shape(self, name: str) -> tuple[int | None, ...]:
@@ -320,7 +319,7 @@ class TracedObserver(Observer):
 
     def _stays_finite(self, split: Split, runner: Runner, base: Tensor, added: Tensor) -> bool:
         """Whether the compiled kernels, which look for no NaN, will meet none."""
-        largest = base.abs().double() + added.abs().double().sum(dim=1)
+        largest = base.abs().double() + added.abs().sum(dim=1, dtype=torch.float64)
         peak = float(largest.max()) if len(largest) else 0.0
         return stays_finite(split.suffix, runner, peak)
 
@@ -482,6 +481,7 @@ def described(observer: Observer) -> dict[str, Json]:
     return {
         "model": model_digest(observer.model),
         "model_class": type(observer.model).__qualname__,
+        "computation": _computation(observer),
         "data": {"digest": observer.examples.digest, "examples": observer.examples.count},
         "removal": observer.removal,
         "seed": observer.seed,
@@ -490,6 +490,20 @@ def described(observer: Observer) -> dict[str, Json]:
     }
 
 
+def _computation(observer: Observer) -> str:
+    """Return one digest of what a model does beside its weights: activations, strides, constants.
+
+    Of a model that cannot be traced, of how it prints.
+    """
+    if not isinstance(observer, TracedObserver):
+        return sha256(str(observer.model).encode()).hexdigest()
+    graph, saved = observer.runner.graph, observer.model.state_dict()
+    steps = "\n".join(f"{it.name} = {it.kind} {it.args} {it.kwargs}" for it in graph.operations)
+    unsaved = {name: it for name, it in observer.runner.tensors.items() if name not in saved}
+    return sha256(f"{steps}\n{graph.output}\n{tensors_digest(unsaved)}".encode()).hexdigest()
+
+
+@torch.inference_mode()
 def _composed(compute: Callable[[Game], Arrays], play: Callable[[], Game]) -> Arrays:
     return compute(play())
 
