@@ -1,5 +1,6 @@
 """What all sampled methods share: rounds of repetitions, their errors, and when to stop."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -8,6 +9,7 @@ import numpy as np
 
 from neurank.observe.game import Ends, Game, PerUnit
 from neurank.observe.observer import Arrays, Observer
+from neurank.observe.value import is_accuracy
 from neurank.rankers.method import Scored
 from neurank.rankers.moments import (
     Estimate,
@@ -68,10 +70,15 @@ def sample(method: Sampled, observer: Observer, layer: str) -> Scored:
         sampling.play(first, last)
     notes = record(sampling.rounds, sampling.way) | {"seconds": round(sampling.seconds, 3)}
     if method.stop is not None:
-        notes |= {"repetitions": sampling.repetitions, "stopped": sampling.reason}
+        examples = int(sampling.rounds[0].tally.examples.sum())
+        notes |= {
+            "repetitions": sampling.repetitions,
+            "examples": examples,
+            "stopped": sampling.reason,
+        }
     if not sampling.rounds[0].tally.examples.sum():
         return Scored(undefined(observer.width(layer)), notes)
-    return Scored(layer_ranking(sampling.rounds, "sampled", method.group), notes)
+    return Scored(layer_ranking(sampling.rounds, "sampled"), notes)
 
 
 @dataclass
@@ -97,12 +104,19 @@ class _Sampling:
         if stop is None:
             yield 0, most
             return
-        done = 0
-        for look in range(1, most + 1):
-            last = min(most, max(2, 2 * done), done + self._affordable(done))
+        done = look = 0
+        while done < most:
+            last = min(most, done + self._next(done))
+            if most - last == 1:
+                last = most  # a round of a single repetition would tell no error
             yield done, last
-            done = last
-            if self._enough(stop, look) or done >= most or not self._affordable(done):
+            done, look = last, look + 1
+            found = estimate(self.rounds)
+            if found.examples and stop.reached(found, look):
+                self.reason = f"{stop} reached"
+                return
+            if self._is_out_of_time() or (done < most and self._affordable(done) < 2):
+                self.reason = f"{stop} spent"
                 return
 
     def play(self, first: int, last: int) -> None:
@@ -113,46 +127,45 @@ class _Sampling:
         def compute(game: Game) -> Arrays:
             return _repeated(method, game, observer, first, last).arrays()
 
+        def leaders() -> str:
+            return _leaders(estimate([*self.rounds, Round(last - first, sums, method.group)]))
+
         chunks = observer.gather(
             self.layer,
             f"repetitions {first} to {last}",
             compute,
             way=self.way,
-            describe=lambda: _leaders(estimate([*self.rounds, Round(last - first, sums)])),
+            describe=leaders,
         )
         for chunk in chunks:
             sums += Tally(**chunk.arrays)
             self.seconds += chunk.seconds
-            if self._out_of_time() and not self.rounds:
+            if self._is_out_of_time():
                 break
         if self.rounds and sums.examples.sum() < self.rounds[0].tally.examples.sum():
-            return
-        self.rounds.append(Round(last - first, sums))
+            return  # not all examples have these repetitions
+        self.rounds.append(Round(last - first, sums, method.group))
 
-    def _enough(self, stop: Stop, look: int) -> bool:
-        found = estimate(self.rounds)
-        if found.examples and stop.reached(found, look):
-            self.reason = f"{stop} reached"
-            return True
-        return self._out_of_time()
+    def _next(self, done: int) -> int:
+        """How many repetitions the next round has: as many as there were, if there is time.
 
-    def _out_of_time(self) -> bool:
+        A round that is not finished in time is lost, so it takes half of the time at most, or is
+        the smallest that tells an error.
+        """
+        if not done:
+            return 2
+        return int(min(done, max(2, self._affordable(done) // 2)))
+
+    def _affordable(self, done: int) -> float:
+        """How many more repetitions there is time for."""
         stop = self.method.stop
-        if isinstance(stop, Seconds) and self.seconds >= stop.seconds:
-            self.reason = f"{stop} spent"
-            return True
-        return False
+        if not isinstance(stop, Seconds):
+            return math.inf
+        return (stop.seconds - self.seconds) * done / max(self.seconds, 1e-9)
 
-    def _affordable(self, done: int) -> int:
-        """How many more repetitions there is time for; rounds of one tell no error."""
+    def _is_out_of_time(self) -> bool:
         stop = self.method.stop
-        if not isinstance(stop, Seconds) or not done:
-            return self.method.repetitions
-        more = int((stop.seconds - self.seconds) * done / max(self.seconds, 1e-9))
-        if more < 2:
-            self.reason = f"{stop} spent"
-            return 0
-        return more
+        return isinstance(stop, Seconds) and self.seconds >= stop.seconds
 
 
 def _repeated(method: Sampled, game: Game, observer: Observer, first: int, last: int) -> Tally:
@@ -172,7 +185,9 @@ def _repeated(method: Sampled, game: Game, observer: Observer, first: int, last:
         coalitions += played.coalitions
     mean = total / count
     spread = np.maximum(squares / count - mean**2, 0)
-    return tally(game, observer.classes, mean, ends, spread / max(count - 1, 1), coalitions)
+    within = spread / max(count - 1, 1)
+    live = game.active.cpu().numpy() if is_accuracy(game.value) else None
+    return tally(game, observer.classes, mean, ends, within, live, coalitions)
 
 
 def _fastest(method: Sampled, observer: Observer, layer: str) -> str:
@@ -195,6 +210,6 @@ def _leaders(found: Estimate, most: int = 3) -> str:
     """Name the best units so far with their errors."""
     if not found.examples:
         return ""
-    errors = np.sqrt(np.where(found.within > 0, found.within, found.total))
+    errors = np.sqrt(found.error)
     best = np.argsort(-found.mean, kind="stable")[:most]
     return ", ".join(f"{unit}: {found.mean[unit]:.3g} ± {errors[unit]:.1g}" for unit in best)
