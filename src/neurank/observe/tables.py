@@ -7,13 +7,15 @@ from torch import Tensor
 
 from neurank.observe.additive import AdditiveGame
 from neurank.observe.game import Game
+from neurank.observe.kernels.coalitions import coalition_values
 from neurank.observe.kernels.value_table import Spectrum, add_spectra, add_table
 
 
 def values_of(game: Game, row: int, masks: Tensor) -> NDArray[np.float64]:
     """Compute the values of some coalitions of one example.
 
-    Where the game is additive, the sums of a block of coalitions are one matrix product.
+    Where the game is compiled, a kernel takes them side by side; where it is additive, the sums of
+    a block of coalitions are one matrix product.
 
     Parameters
     ----------
@@ -26,6 +28,17 @@ def values_of(game: Game, row: int, masks: Tensor) -> NDArray[np.float64]:
     NDArray
         (coalitions,).
     """
+    if isinstance(game, AdditiveGame) and game.head is not None:
+        here = slice(row, row + 1)
+        base, contributions = game.head.fold(game.base, game.contributions[here])
+        arrays = (
+            base.numpy(),
+            contributions.numpy(),
+            masks[None].numpy(),
+            game.targets[here].numpy(),
+        )
+        values: NDArray[np.float64] = coalition_values(*arrays, game.head.perceptron)[0]
+        return values
     members = masks.to(game.active.device)
     numbers = torch.arange(len(members), device=members.device)
     found = [_block(game, row, members[some]) for some in game.blocks(numbers)]
