@@ -13,6 +13,8 @@ DOCUMENTED = {
     "rank": "score", "compare": "two rankings", "plan": "choose", "condense": "carry out",
     "retrain": "afterwards", "load": "a condensed network",
     "ExactShapley": "method", "PermutationShapley": "method", "ImportanceSwitch": "method",
+    "PairShapley": "method", "TruncatedShapley": "method", "TwoStageShapley": "method",
+    "value_table": "all coalitions", "ValueTable": "result",
     "WeightNorm": "method", "RandomScore": "method",
     "Accuracy": "value", "Recall": "value", "NegativeLoss": "value", "Margin": "value",
     "StderrBelow": "rule", "TopCertain": "rule", "Seconds": "rule",

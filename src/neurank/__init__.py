@@ -11,10 +11,14 @@ from neurank.condense.retrain import retrain
 from neurank.observe.value import Accuracy, Margin, NegativeLoss, Recall
 from neurank.rankers.exact_shapley import ExactShapley
 from neurank.rankers.importance_switch import ImportanceSwitch
+from neurank.rankers.pair_shapley import PairShapley
 from neurank.rankers.permutation_shapley import PermutationShapley
 from neurank.rankers.random_score import RandomScore
 from neurank.rankers.rank import rank
 from neurank.rankers.stopping import Seconds, StderrBelow, TopCertain
+from neurank.rankers.truncated_shapley import TruncatedShapley
+from neurank.rankers.two_stage_shapley import TwoStageShapley
+from neurank.rankers.value_table import ValueTable, value_table
 from neurank.rankers.weight_norm import WeightNorm
 from neurank.ranking import LayerRanking, Ranking
 from neurank.training import error_rate, fit
@@ -28,6 +32,7 @@ __all__ = [
     "LayerRanking",
     "Margin",
     "NegativeLoss",
+    "PairShapley",
     "PermutationShapley",
     "Plan",
     "RandomScore",
@@ -36,6 +41,9 @@ __all__ = [
     "Seconds",
     "StderrBelow",
     "TopCertain",
+    "TruncatedShapley",
+    "TwoStageShapley",
+    "ValueTable",
     "WeightNorm",
     "compare",
     "condense",
@@ -47,5 +55,6 @@ __all__ = [
     "plan",
     "rank",
     "retrain",
+    "value_table",
     "zoo",
 ]

@@ -21,9 +21,11 @@ def test_an_option_reaches_its_field(name, field):
 @pytest.mark.parametrize(("name", "field"), OPTIONS)
 def test_an_option_is_explained(name, field):
     result = CliRunner().invoke(app, ["rank", "--help"], env={"COLUMNS": "300"})
-    (line,) = [line for line in result.stdout.splitlines() if f"[{name}]" in line
-               and f"--{field.name.replace('_', '-')} " in line]  # fmt: skip
-    said = line.partition(f"[{name}]")[2].partition("[default")[0]
+    option = f"--{field.name.replace('_', '-')} "
+    (line,) = [line for line in result.stdout.splitlines() if option in line]
+    owners, _, said = line.partition("[")[2].partition("]")
+    assert name in owners.split(", ")
+    said = said.partition("[default")[0]
     assert len(said.split()) >= 3
 
 

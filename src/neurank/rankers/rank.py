@@ -1,11 +1,9 @@
 """The entry point: rank the units of a trained network."""
 
 import os
-import platform
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
-from importlib.metadata import version
 from typing import Literal
 
 import torch
@@ -14,13 +12,11 @@ from torch import nn
 from neurank.errors import MethodError
 from neurank.files import Json, as_json
 from neurank.journal import open_journal
-from neurank.modes import evaluating, threads_as_torch
-from neurank.observe.door import device_of
 from neurank.observe.examples import Batch
-from neurank.observe.observer import MEMORY, Observer, choose_layers, described, observe
-from neurank.observe.removal import check_removal
-from neurank.observe.value import Accuracy, Value, value_name
+from neurank.observe.observer import MEMORY, Observer, choose_layers, described
+from neurank.observe.value import Value, value_name
 from neurank.rankers.method import Method
+from neurank.rankers.opening import versions, watching
 from neurank.ranking import LayerRanking, Ranking
 
 
@@ -46,7 +42,8 @@ def rank(
         with the key "logits". It is run in evaluation mode and comes back exactly as it was.
     data : batches of (inputs, targets): a `DataLoader`, a split of `neurank.data.load`, a list.
         It must give the same batches at every pass; two passes are compared.
-    method : `ExactShapley`, `PermutationShapley`, `ImportanceSwitch`, `WeightNorm`, `RandomScore`.
+    method : `ExactShapley`, `PermutationShapley`, `PairShapley`, `TruncatedShapley`,
+        `TwoStageShapley`, `ImportanceSwitch`, `WeightNorm`, `RandomScore`.
     layers : dotted module names; None ranks every convolution and linear layer whose units can be
         switched off, but the network's outputs. Layers that cannot be are listed with the reason
         in ``provenance["refused_layers"]``.
@@ -92,49 +89,35 @@ def rank(
             f"method={method!r} is not a ranking method: pass an instance, such as "
             "PermutationShapley()"
         )
-    if not isinstance(seed, int) or seed < 0:
-        raise MethodError(f"seed={seed!r}: a whole number from 0 on is needed")
-    if isinstance(value, type) or not (value is None or callable(value)):
-        raise MethodError(
-            f"value={value!r} is not a value: pass an instance, such as Recall(3), or a function "
-            "(outputs, targets) -> (examples,)"
-        )
-    if isinstance(max_memory, bool) or not isinstance(max_memory, int) or max_memory < 1:
-        raise MethodError(f"max_memory={max_memory!r}: a positive whole number of bytes is needed")
-    worth = Accuracy() if value is None else value
-    where = torch.device(device) if device is not None else device_of(model)
-    with evaluating(model), threads_as_torch():
-        observer = observe(
-            model,
-            data,
-            value=worth,
-            removal=check_removal(removal),
-            seed=seed,
-            device=where,
-            progress=progress,
-            memory=max_memory,
-        )
+    with watching(
+        model,
+        data,
+        value=value,
+        removal=removal,
+        seed=seed,
+        device=device,
+        progress=progress,
+        memory=max_memory,
+    ) as observer:
         chosen = choose_layers(observer, layers)
         provenance: dict[str, Json] = {
             "method": {"name": type(method).__name__, "parameters": as_json(_parameters(method))},
-            "value": value_name(worth),
+            "value": value_name(observer.value),
             **described(observer),
-            "versions": _versions(),
+            "versions": versions(),
         }
         with open_journal(journal, _fingerprint(observer, provenance, chosen)) as kept:
-            watching = replace(observer, journal=kept)
             scored: dict[str, LayerRanking] = {}
             records: dict[str, Json] = {}
             for layer in chosen:
                 started = time.perf_counter()
-                result = method.score(watching, layer)
+                result = method.score(replace(observer, journal=kept), layer)
                 scored[layer] = result.ranking
                 seconds = round(time.perf_counter() - started, 3)
                 records[layer] = {"seconds": seconds, **result.record}
             provenance["by_layer"] = records
             if journal is not None:
-                done = len(kept.keys())
-                provenance["journal"] = {"chunks": done, "reused": kept.reused}
+                provenance["journal"] = {"chunks": len(kept.keys()), "reused": kept.reused}
     return Ranking(scored, provenance)
 
 
@@ -158,11 +141,3 @@ def _parameters(method: Method) -> dict[str, object]:
     """Return the fields of a method; a rule such as `StderrBelow(0.001)` as it is written."""
     given = {field.name: getattr(method, field.name) for field in fields(method)}
     return {name: repr(it) if is_dataclass(it) else it for name, it in given.items()}
-
-
-def _versions() -> dict[str, Json]:
-    return {
-        "neurank": version("neurank"),
-        "torch": str(torch.__version__),
-        "python": platform.python_version(),
-    }

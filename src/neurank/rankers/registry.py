@@ -7,14 +7,20 @@ from neurank.errors import MethodError
 from neurank.rankers.exact_shapley import ExactShapley
 from neurank.rankers.importance_switch import ImportanceSwitch
 from neurank.rankers.method import Method
+from neurank.rankers.pair_shapley import PairShapley
 from neurank.rankers.permutation_shapley import PermutationShapley
 from neurank.rankers.random_score import RandomScore
+from neurank.rankers.truncated_shapley import TruncatedShapley
+from neurank.rankers.two_stage_shapley import TwoStageShapley
 from neurank.rankers.weight_norm import WeightNorm
 
 METHODS: Mapping[str, type[Method]] = MappingProxyType(
     {
         "exact": ExactShapley,
         "permutation": PermutationShapley,
+        "pair": PairShapley,
+        "truncated": TruncatedShapley,
+        "two-stage": TwoStageShapley,
         "switch": ImportanceSwitch,
         "weight-norm": WeightNorm,
         "random": RandomScore,

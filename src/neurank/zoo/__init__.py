@@ -21,8 +21,8 @@ WIDTHS: Mapping[str, int] = MappingProxyType({"lenet": 4, "digits_net": 4, "vgg1
 
 __all__ = [
     "FACTORIES",
-    "WIDTHS",
     "VGG",
+    "WIDTHS",
     "ConvNet",
     "Factory",
     "by_name",
