@@ -14,7 +14,7 @@ from neurank.files import Json
 from neurank.modes import evaluating, threads_as_torch
 from neurank.observe.door import device_of
 from neurank.observe.examples import Batch
-from neurank.observe.observer import Observer, observe
+from neurank.observe.observer import MEMORY, Observer, observe
 from neurank.observe.removal import check_removal
 from neurank.observe.value import Accuracy, Value
 
@@ -29,15 +29,16 @@ def watching(
     seed: int,
     device: str | torch.device | None,
     progress: bool,
+    memory: int = MEMORY,
 ) -> Iterator[Observer]:
     """Watch a model in evaluation mode for the length of a `with` block.
 
-    The arguments are those of `neurank.rank`.
+    The arguments are those of `neurank.rank`; `memory` is its `max_memory`.
 
     Raises
     ------
     MethodError
-        If `seed` or `value` are none.
+        If `seed`, `value` or `memory` is none.
     DataError, ModelError
         If data or model cannot be used.
     """
@@ -47,6 +48,8 @@ def watching(
             f"value={value!r} is not a value: pass an instance, such as Recall(3), or a function "
             "(outputs, targets) -> (examples,)"
         )
+    if isinstance(memory, bool) or not isinstance(memory, int) or memory < 1:
+        raise MethodError(f"max_memory={memory!r}: a positive whole number of bytes is needed")
     with evaluating(model), threads_as_torch():
         yield observe(
             model,
@@ -56,6 +59,7 @@ def watching(
             seed=seed,
             device=torch.device(device) if device is not None else device_of(model),
             progress=progress,
+            memory=memory,
         )
 
 
