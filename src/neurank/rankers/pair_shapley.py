@@ -101,7 +101,7 @@ class PairShapley:
                 seed, repetition, game.numbers.numpy(), units, active, self.coalitions
             )
             np.put_along_axis(added, units, _differences(game, without, units), axis=1)
-        added[~active] = 0
+        added[~active] = 0  # they change nothing; rounding is not to be their score
         ends = torch.stack([torch.zeros_like(game.active), game.active], dim=1)
         values = game.values_by_example(ends).cpu().numpy()
         return Played(added, values, int((2 * players + 2).sum()))
