@@ -136,6 +136,8 @@ class _Walk:
         return cls(game, orders, game.walk(orders), unseen, unseen.copy())
 
     def look(self, rows: NDArray[np.int64], places: NDArray[np.int64]) -> None:
+        if not len(rows):
+            return  # a model need not be able to run on nothing
         game = self.game
         device = game.active.device
         for some in game.blocks(torch.arange(len(rows))):
