@@ -3,7 +3,7 @@ import io
 
 import pytest
 
-from neurank.progress import track
+from neurank.progress import reporting, track
 
 
 class Terminal(io.StringIO):
@@ -85,3 +85,45 @@ def test_an_error_in_the_loop_passes_through(on_terminal):
     with pytest.raises(RuntimeError, match="the loader broke"):
         on_terminal(lambda: list(track(failing(), label="loading")))
     assert on_terminal(lambda: list(track("a", label="again")))[0] == ["a"]
+
+
+def steps(texts, total=3, **options):
+    def run():
+        with reporting("ranking [b]fc1[/b]", total, **options) as step:
+            for text in texts:
+                step(text)
+
+    return run
+
+
+def test_steps_are_counted_and_the_last_text_is_shown(on_terminal):
+    _, seen = on_terminal(steps(["4: 0.1 ± 0.05", "7: 0.2 ± [0.01]"]))
+    assert "2/3" in seen
+    assert "ranking [b]fc1[/b]  7: 0.2 ± [0.01]" in seen
+
+
+def test_a_step_without_text_shows_the_label_alone(on_terminal):
+    _, seen = on_terminal(steps([""]))
+    assert "ranking [b]fc1[/b] " in seen
+    assert "1/3" in seen
+
+
+@pytest.mark.parametrize("show", [True, False])
+def test_steps_are_quiet_without_a_terminal_or_when_told(on_terminal, capsys, show):
+    if show:
+        steps(["a"])()
+        captured = capsys.readouterr()
+        assert captured.err == captured.out == ""
+    else:
+        assert on_terminal(steps(["a"], show=False))[1] == ""
+
+
+def test_an_error_between_steps_passes_through_and_ends_the_bar(on_terminal):
+    def failing():
+        with reporting("ranking", 2) as step:
+            step("")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        on_terminal(failing)
+    assert "1/3" in on_terminal(steps(["again"]))[1]  # a bar that lives on would refuse the next

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 
 from neurank.errors import FileError, RankingError
 from neurank.files import read_tensors, write_tensors
@@ -83,6 +84,12 @@ def test_lists_and_arrays_keep_their_precision():
         ({"stderr": [0.1, math.inf]}, "stderr holds a negative or infinite"),
         ({"data_stderr": [0.1]}, "data_stderr has the shape"),
         ({"data_stderr": [0.1, -0.1]}, "data_stderr holds a negative"),
+        ({"freedom": [9.0]}, r"freedom has the shape \(1,\) beside scores of the shape \(2,\)"),
+        ({"by_class": [0.1, 0.2]}, r"by_class has the shape \(2,\) .* one row per class"),
+        ({"by_class": [[0.1], [0.2]]}, r"by_class has the shape \(2, 1\) beside"),
+        ({"by_class_stderr": [[[0.1, 0.2]]]}, r"by_class_stderr has the shape \(1, 1, 2\)"),
+        ({"by_class_stderr": [[0.1, -0.2]]}, "by_class_stderr holds a negative or infinite"),
+        ({"by_class_stderr": [[0.1, math.inf]]}, "by_class_stderr holds a negative or infinite"),
         ({"counts": [1]}, "counts has the shape"),
         ({"counts": [1.0, 2.0]}, "give whole numbers"),
         ({"counts": [1, -1]}, "counts hold -1"),
@@ -242,6 +249,78 @@ def test_saved_rankings_come_back_equal(ranking, tmp_path):
     assert (tmp_path / "again.safetensors").read_bytes() == (
         tmp_path / "r.safetensors"
     ).read_bytes()
+
+
+def sampled():
+    """Two units, three classes, of which the last has no examples."""
+    return layer(
+        [0.5, 0.25],
+        data_stderr=[0.01, 0.02],
+        freedom=[4.5, math.inf],
+        by_class=[[0.1, 0.2], [0.9, 0.3], [NAN, NAN]],
+        by_class_stderr=[[0.01, 0.02], [0.03, 0.0], [NAN, NAN]],
+    )
+
+
+def test_errors_by_class_come_back_with_their_undefined_rows(tmp_path):
+    ranking = Ranking({"fc1": sampled(), "fc2": layer([1.0])}, {})
+    ranking.save(tmp_path / "r")
+    back = Ranking.load(tmp_path / "r")
+    assert back == ranking
+    assert back["fc1"].freedom.tolist() == [4.5, math.inf]
+    assert back["fc1"].by_class[1].tolist() == [0.9, 0.3]
+    assert back["fc1"].by_class[2].isnan().all()
+    assert back["fc1"].by_class_stderr[2].isnan().all()
+    assert back["fc2"].freedom is back["fc2"].by_class is back["fc2"].by_class_stderr is None
+
+
+def test_files_written_before_there_were_classes_still_load(tmp_path):
+    Ranking({"fc1": sampled()}, {"seed": 1}).save(tmp_path / "new")
+    tensors, metadata = read_tensors(tmp_path / "new", kind="ranking")
+    late = ("freedom", "by_class", "by_class_stderr")
+    kept = {name: it for name, it in tensors.items() if name.split("/")[-1] not in late}
+    assert len(kept) == len(tensors) - 3
+    write_tensors(tmp_path / "old", kept, metadata, kind="ranking")
+    back = Ranking.load(tmp_path / "old")["fc1"]
+    assert back.scores.tolist() == [0.5, 0.25]
+    assert back.freedom is back.by_class is back.by_class_stderr is None
+
+
+@pytest.mark.parametrize("field", ["freedom", "by_class", "by_class_stderr"])
+def test_every_field_counts_in_equality(field):
+    one, other = sampled(), sampled()
+    assert one == other
+    getattr(other, field)[0] += 1
+    assert one != other
+
+
+@pytest.mark.parametrize("confidence", [0.5, 0.9, 0.95, 0.999])
+def test_intervals_are_student_s(confidence):
+    found = layer([0.5, -0.25, 3.0], stderr=[0.1, 0.0, 0.2], freedom=[3.0, 8.0, math.inf])
+    low, high = found.interval(confidence)
+    for unit, freedom in enumerate([3.0, 8.0, 1e12]):
+        score, stderr = float(found.scores[unit]), float(found.stderr[unit])
+        wanted = stats.t(freedom, loc=score, scale=stderr or 1e-300).interval(confidence)
+        assert (float(low[unit]), float(high[unit])) == pytest.approx(wanted, abs=1e-9)
+
+
+def test_without_degrees_of_freedom_intervals_are_normal():
+    low, high = layer([2.0], stderr=[0.5]).interval(0.95)
+    assert (float(low), float(high)) == pytest.approx(stats.norm(2, 0.5).interval(0.95))
+
+
+def test_what_has_no_error_has_no_interval():
+    low, high = undefined().interval()
+    assert low.isnan().all()
+    assert high.isnan().all()
+    low, high = Ranking.from_scores({"fc1": [1.0]})["fc1"].interval()
+    assert low.isnan().all()
+
+
+@pytest.mark.parametrize("confidence", [0, 1, -0.5, 95, NAN])
+def test_a_confidence_is_a_probability(confidence):
+    with pytest.raises(RankingError, match=r"confidence=.*a number between 0 and 1"):
+        layer([1.0]).interval(confidence)
 
 
 def test_layer_names_may_look_like_paths(tmp_path):

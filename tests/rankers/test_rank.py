@@ -106,6 +106,16 @@ def test_where_to_compute_can_be_said():
     assert ranking.provenance["device"] == "cpu"
 
 
+def test_memory_and_journal_change_nothing(tmp_path):
+    case = named("skip")
+    method = nr.PermutationShapley(passes=2, leaps=False)
+    plain = rank(case, method)
+    kept = rank(case, method, journal=tmp_path / "run.journal", max_memory=1)
+    assert plain.layers == kept.layers
+    assert "journal" not in plain.provenance
+    assert kept.provenance["journal"] == {"chunks": 12, "reused": 0}  # one example at a time
+
+
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_another_device_gives_the_same_scores():
