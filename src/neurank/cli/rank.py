@@ -67,6 +67,14 @@ def rank(
         str,
         typer.Option(metavar="500M|2G", help="Memory for the examples that are in work at once."),
     ] = "1G",
+    precision: Annotated[
+        str,
+        typer.Option(
+            metavar="own|bfloat16",
+            help="What the convolutions below a layer are computed in; the result says how many "
+            "decisions bfloat16 changes.",
+        ),
+    ] = "own",
     journal: Annotated[
         Path | None,
         typer.Option(
@@ -105,6 +113,7 @@ def rank(
             removal=cast(Any, removal),  # checked where it is used
             seed=seed,
             max_memory=memory(max_memory),
+            precision=cast(Any, precision),  # checked where it is used
             journal=kept,
         )
     except KeyboardInterrupt:

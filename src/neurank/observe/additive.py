@@ -19,6 +19,7 @@ from neurank.observe.execution import Runner, weight_and_bias
 from neurank.observe.game import Ends, PerUnit, SuffixGame, Walk
 from neurank.observe.head import Head
 from neurank.observe.kernels.chains import chain_marginals
+from neurank.observe.kernels.coalitions import coalition_values
 from neurank.observe.kernels.power_set import power_set_shapley
 from neurank.units.graph import Operation
 from neurank.units.space import CONVOLUTIONS
@@ -48,19 +49,25 @@ class AdditiveGame(SuffixGame):
     def values_by_example(self, masks: Tensor) -> Tensor:
         """Compute the values of several coalitions of every example, (examples, coalitions).
 
-        The sums of all coalitions of an example are one matrix product.
+        A compiled kernel takes them side by side; where there is none, the sums of all coalitions
+        of an example are one matrix product.
         """
         examples, coalitions, _ = masks.shape
+        if self.head is not None:
+            base, contributions = self._folded
+            targets, head = self.targets.numpy(), self.head.perceptron
+            found = coalition_values(base, contributions, masks.numpy(), targets, head)
+            return torch.from_numpy(found)
         if not examples * coalitions:
             return torch.zeros(examples, coalitions, dtype=torch.float64, device=masks.device)
         chosen = masks.to(self.base.dtype)
-        found = torch.empty(examples, coalitions, dtype=torch.float64, device=masks.device)
+        values = torch.empty(examples, coalitions, dtype=torch.float64, device=masks.device)
         for row, contributions in enumerate(self.contributions.flatten(2)):
             for some in self.blocks(torch.arange(coalitions, device=masks.device)):
                 sums = (chosen[row, some] @ contributions).reshape(len(some), *self.base.shape)
                 rows = torch.full_like(some, row)
-                found[row, some] = self.evaluate(rows, self.finish(rows, self.base + sums))
-        return found
+                values[row, some] = self.evaluate(rows, self.finish(rows, self.base + sums))
+        return values
 
     @property
     def floats_per_coalition(self) -> int:

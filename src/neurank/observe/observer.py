@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import sha256
 from math import prod
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -32,7 +32,7 @@ from neurank.observe.execution import Runner, runner
 from neurank.observe.game import FullGame, Game, SuffixGame
 from neurank.observe.head import Head, read_head
 from neurank.observe.hooks import calls_recorded
-from neurank.observe.lowering import lowered
+from neurank.observe.lowering import in_bfloat16, lowered
 from neurank.observe.outputs import OutputGame
 from neurank.observe.removal import Removal, off_values, unit_view
 from neurank.observe.switchboard import Switchboard, switchboard
@@ -46,8 +46,13 @@ from neurank.units.trace import logits_of, trace
 MEMORY = 2**30
 """How many bytes the games of one chunk of examples may take, unless said otherwise."""
 
-TRIAL_EXAMPLES = 4
-"""So many examples are tried where several ways compute the same."""
+TRIAL_EXAMPLES, TRIAL_COALITIONS = 4, 16
+"""So many examples, and coalitions of each, are tried at a time where ways are compared."""
+LEAST_COMPARED = 1000
+"""Coalitions on which two precisions are compared, if there are as many."""
+
+Precision = Literal["own", "bfloat16"]
+"""The model's own, or bfloat16 in convolutions."""
 
 WORTH_A_TRIAL = 1_000_000
 """Multiply-adds of a suffix from which on it is tried which way takes less time."""
@@ -93,6 +98,7 @@ class Observer(ABC):
     progress : whether to show progress bars.
     classes : number of the network's outputs.
     memory : how many bytes the games of one chunk may take.
+    precision : what convolutions below a layer are computed in.
     journal : where finished chunks are kept.
     """
 
@@ -104,6 +110,7 @@ class Observer(ABC):
     progress: bool
     classes: int
     memory: int
+    precision: Precision
     journal: Journal
 
     @abstractmethod
@@ -117,6 +124,10 @@ class Observer(ABC):
     @abstractmethod
     def ways(self, layer: str) -> tuple[str, ...]:
         """Say how coalitions of the layer can become logits, the usual way first."""
+
+    @abstractmethod
+    def decisions_changed(self, layer: str, way: str) -> float:
+        """Measure how often `precision` changes the winner, as a share of random coalitions."""
 
     @abstractmethod
     def chunks(self, layer: str) -> int:
@@ -225,6 +236,23 @@ class TracedObserver(Observer):
         is_heavy = self.runner.multiply_adds(split.suffix) >= WORTH_A_TRIAL
         return (ADDITIVE, SUFFIX) if is_heavy else (ADDITIVE,)
 
+    def decisions_changed(self, layer: str, way: str) -> float:
+        """Measure how often `precision` changes the winner, as a share of random coalitions.
+
+        Some coalitions of each of some examples, whose sizes are uniform, are run both ways.
+        """
+        changed = coalitions = 0
+        others = replace(self, precision="own")._plays(layer, way, TRIAL_EXAMPLES)
+        plays = zip(self._plays(layer, way, TRIAL_EXAMPLES), others, strict=True)
+        with torch.inference_mode():
+            for play, other in plays:
+                winners = [_winners(game, coalitions) for game in (play(), other())]
+                changed += int((winners[0] != winners[1]).sum())
+                coalitions += len(winners[0])
+                if coalitions >= LEAST_COMPARED:
+                    break
+        return changed / max(coalitions, 1)
+
     def chunks(self, layer: str) -> int:
         """Into how many chunks the examples of a layer's game are cut, at most."""
         size = self._chunk_size(self._split(layer))
@@ -242,6 +270,8 @@ class TracedObserver(Observer):
         off = off_values(self.removal, split.layer, self.runner, self.examples)
         head = read_head(split, self.runner) if way == COMPILED else None
         suffix, runner = lowered(split.suffix, self.runner)
+        if self.precision == "bfloat16":
+            suffix, runner = in_bfloat16(suffix, runner)
         split = replace(split, suffix=suffix)
         first = 0
         for inputs, targets in self.examples:
@@ -358,6 +388,11 @@ class HookedObserver(Observer):
         del layer
         return (FULL,)
 
+    def decisions_changed(self, layer: str, way: str) -> float:
+        """Return 0: the module runs as it is."""
+        del layer, way
+        return 0.0
+
     def chunks(self, layer: str) -> int:
         """Into how many chunks the examples of a layer's game are cut: the user's batches."""
         del layer
@@ -401,6 +436,7 @@ def observe(
     device: torch.device,
     progress: bool,
     memory: int = MEMORY,
+    precision: Precision = "own",
     journal: Journal | None = None,
 ) -> Observer:
     """Check model and data at the door and get ready to watch; the model must be in eval mode.
@@ -430,6 +466,7 @@ def observe(
         "progress": progress,
         "classes": outputs.shape[1],
         "memory": memory,
+        "precision": precision,
         "journal": journal or no_journal(),
     }
     try:
@@ -476,6 +513,16 @@ def model_digest(model: nn.Module) -> str:
     return tensors_digest({name: tensor.detach() for name, tensor in model.state_dict().items()})
 
 
+def _winners(game: Game, seed: int) -> Tensor:
+    """Return the winning class of some random coalitions of each example, sizes uniform."""
+    draw = torch.Generator().manual_seed(seed)
+    rows = torch.arange(game.examples).repeat(TRIAL_COALITIONS)
+    sizes = torch.rand(len(rows), 1, generator=draw)
+    masks = torch.rand(len(rows), game.units, generator=draw) < sizes
+    where = game.active.device
+    return game.logits(rows.to(where), masks.to(where)).argmax(dim=1)
+
+
 def described(observer: Observer) -> dict[str, Json]:
     """Describe what was watched, for the records."""
     return {
@@ -486,6 +533,7 @@ def described(observer: Observer) -> dict[str, Json]:
         "removal": observer.removal,
         "seed": observer.seed,
         "device": str(observer.examples.device),
+        "precision": observer.precision,
         "refused_layers": dict(refused_layers(observer)),
     }
 

@@ -1,15 +1,14 @@
 """Exact Shapley values by the per-example null-player reduction."""
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from neurank.errors import MethodError
 from neurank.observe.game import Ends, Game, PerUnit
 from neurank.observe.observer import Arrays, Observer
+from neurank.rankers.cost import check_cost
 from neurank.rankers.method import Scored
 from neurank.rankers.moments import Round, gathered, layer_ranking, record, tally
 
@@ -52,12 +51,23 @@ class ExactShapley:
 
     def score(self, observer: Observer, layer: str) -> Scored:
         """Score every unit of one layer."""
-        costs = _Costs(self.max_operations, observer.examples.count)
+        seen = needed = 0
 
         def compute(game: Game) -> Arrays:
-            costs.add(game)
-            scores, ends = _shapley(game)
+            nonlocal seen, needed
             coalitions = game.exact_coalitions
+            seen, needed = seen + game.examples, needed + coalitions
+            check_cost(
+                "exact Shapley values",
+                observer,
+                game,
+                coalitions=needed,
+                seen=seen,
+                max_operations=self.max_operations,
+                remedy="Use PermutationShapley(), which estimates the same scores with standard "
+                "errors",
+            )
+            scores, ends = _shapley(game)
             return tally(game, observer.classes, scores, ends, coalitions=coalitions).arrays()
 
         units = observer.width(layer)
@@ -65,34 +75,6 @@ class ExactShapley:
         rounds = [Round(0, gathered(chunks, observer.classes, units))]
         notes = record(rounds, observer.ways(layer)[0])
         return Scored(layer_ranking(rounds, "exact"), notes)
-
-
-@dataclass
-class _Costs:
-    """What a layer has cost so far, to refuse it at the first batch that shows the whole."""
-
-    max_operations: float
-    examples: int
-    coalitions: int = 0
-    seen: int = 0
-
-    def add(self, game: Game) -> None:
-        self.coalitions += game.exact_coalitions
-        self.seen += game.examples
-        if not self.seen:
-            return
-        expected = self.coalitions * self.examples // self.seen
-        operations = expected * game.operations_per_coalition
-        if operations > self.max_operations:
-            raise MethodError(
-                f"exact Shapley values of layer {game.layer!r} would take about "
-                f"{_scientific(expected)} coalitions, {_scientific(operations)} operations, more "
-                f"than max_operations="
-                f"{self.max_operations:.0e}: up to {int(game.active.sum(dim=1).max())} of "
-                f"{game.units} units are active on one example. Use PermutationShapley(), which "
-                "estimates the same scores with standard errors, or fewer examples, or raise "
-                "max_operations"
-            )
 
 
 def shapley_of_table(values: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -126,11 +108,6 @@ def _weights(players: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         left[size] = joined[size + 1] = weight
         weight *= (size + 1) / max(players - size - 1, 1)
     return joined, left
-
-
-def _scientific(number: int) -> str:
-    """Write a whole number like 1.3e+08, however large: 2^2000 is beyond a float."""
-    return f"{number:.1e}" if number < 1e300 else f"1e+{math.floor(math.log10(number))}"
 
 
 def _shapley(game: Game) -> tuple[PerUnit, Ends]:

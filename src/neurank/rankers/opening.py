@@ -4,7 +4,7 @@ import platform
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import nn
@@ -14,7 +14,7 @@ from neurank.files import Json
 from neurank.modes import evaluating, threads_as_torch
 from neurank.observe.door import device_of
 from neurank.observe.examples import Batch
-from neurank.observe.observer import MEMORY, Observer, observe
+from neurank.observe.observer import MEMORY, Observer, Precision, observe
 from neurank.observe.removal import check_removal
 from neurank.observe.value import Accuracy, Value
 
@@ -30,6 +30,7 @@ def watching(
     device: str | torch.device | None,
     progress: bool,
     memory: int = MEMORY,
+    precision: Precision = "own",
 ) -> Iterator[Observer]:
     """Watch a model in evaluation mode for the length of a `with` block.
 
@@ -38,7 +39,7 @@ def watching(
     Raises
     ------
     MethodError
-        If `seed`, `value` or `memory` is none.
+        If `seed`, `value`, `memory` or `precision` is none.
     DataError, ModelError
         If data or model cannot be used.
     """
@@ -50,6 +51,10 @@ def watching(
         )
     if isinstance(memory, bool) or not isinstance(memory, int) or memory < 1:
         raise MethodError(f"max_memory={memory!r}: a positive whole number of bytes is needed")
+    if precision not in get_args(Precision):
+        raise MethodError(
+            f"precision={precision!r}: give one of {', '.join(map(repr, get_args(Precision)))}"
+        )
     with evaluating(model), threads_as_torch():
         yield observe(
             model,
@@ -60,6 +65,7 @@ def watching(
             device=torch.device(device) if device is not None else device_of(model),
             progress=progress,
             memory=memory,
+            precision=precision,
         )
 
 
