@@ -154,7 +154,7 @@ class _Sampling:
         """
         if not done:
             return 2
-        return int(min(done, max(2, self._affordable(done) // 2)))
+        return int(min(done, max(2, self._affordable(done) / 2)))
 
     def _affordable(self, done: int) -> float:
         """How many more repetitions there is time for."""
