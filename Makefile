@@ -4,6 +4,7 @@
 # make check      lint, formatting and types
 # make format     put the formatting right
 # make bench      measure against other libraries' estimators; writes docs/benchmarks.md
+# make bench-vgg16  the same for a large network; takes an hour or two, and goes on if interrupted
 #
 # Each sets up .venv first, once, and again when pyproject.toml or constraints.txt has changed.
 
@@ -25,7 +26,7 @@ endif
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=2 --dist=worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow check format bench clean
+.PHONY: help setup demo test test-slow check format bench bench-vgg16 clean
 
 help:
 	@sed -n 's/^# make /make /p' Makefile
@@ -62,6 +63,10 @@ $(VENV)/.bench-ready: $(VENV)/.ready
 
 bench: $(VENV)/.bench-ready
 	$(BIN)/python -m benchmarks.against_peers
+	$(BIN)/python -m benchmarks.page
+
+bench-vgg16: setup
+	$(BIN)/python -m benchmarks.vgg16 --resume
 	$(BIN)/python -m benchmarks.page
 
 clean:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from benchmarks.curves import Point, Spread, ratio, spread, times_to
 from benchmarks.lenet import RESULTS
+from benchmarks.vgg16_page import vgg16
 from matplotlib.figure import Figure
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -334,7 +335,7 @@ def _middle(points, step):
     )
 
 
-PARTS = {"against_peers": against_peers}
+PARTS = {"against_peers": against_peers, "vgg16": vgg16}
 """Measurements by the name of their file, in the order of the page, and what describes them."""
 
 
@@ -345,9 +346,10 @@ def page(measured):
     lines = [
         "# Benchmarks",
         "",
-        "`make bench` measures this and writes this page: every figure on it is measured, in one "
-        "run, by the code in `benchmarks/`. It needs the folder that `NEURANK_DATA` names, with "
-        "`mnist/` in it, and trains the network the first time.",
+        "`make bench` measures the LeNet and `make bench-vgg16` the VGG-16, and both write this "
+        "page: every figure on it is measured by the code in `benchmarks/`. They need the folder "
+        "that `NEURANK_DATA` names, with `mnist/`, `cifar10/` and `models/` in it. The LeNet is "
+        "trained the first time.",
         "",
         *(f"- Machine: {words}." for words in sorted(set(machines.values()))),
         f"- Versions: {', '.join(f'{name} {number}' for name, number in versions.items())}.",

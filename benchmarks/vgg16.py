@@ -4,27 +4,31 @@
 
 Needs the data and the trained weights that NEURANK_DATA names (cifar10/ and
 models/vgg16_cifar10.safetensors). Pictures are the first of the 5,000 that the network was not
-trained on. Three parts, each kept in build/benchmarks/ as it is finished:
+trained on. The parts are kept in build/benchmarks/ as they are finished:
 
+shared
+    The variance of permutations that all pictures share, from the chains of a few pictures.
+costs
+    One pass over a few pictures beside a full forward pass per coalition, in one run.
 ranking
     All fifteen layers by PermutationShapley, with a journal: interrupted, it goes on with --resume.
 halves
     Two independent rankings of fewer pictures; do they differ as their standard errors say?
-baseline
-    The variance of one permutation shared by all pictures, from sampled coalitions, and the time
-    of a full forward pass per coalition, which is what a black-box estimator pays.
+switches
+    All fifteen layers by ImportanceSwitch, and how far it agrees.
 """
 
 import argparse
 import json
 import os
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import torch
 from benchmarks.lenet import RESULTS
-from benchmarks.machine import matrix_rate, this_machine
+from benchmarks.machine import this_machine
 from safetensors.torch import load_file
 
 import neurank as nr
@@ -79,20 +83,24 @@ def ranking(model, data, passes, kept):
     method = nr.PermutationShapley(passes=passes)
     found = nr.rank(model, data, method, journal=kept.with_suffix(".journal"))
     found.save(kept.with_suffix(".safetensors"))
+    return facts(found, data.examples, passes)
+
+
+def facts(found, pictures, passes):
+    """Sum a ranking up, layer by layer."""
     layers = {}
     for name, layer in found.layers.items():
-        record = found.provenance["by_layer"][name]
         layers[name] = {
-            **record,
+            **found.provenance["by_layer"][name],
             "units": layer.units,
             "mean stderr": float(layer.stderr.mean()),
             "largest stderr": float(layer.stderr.max()),
             "mean data stderr": float(layer.data_stderr.mean()),
             "spread of scores": float(layer.scores.std()),
             "squared scores": float((layer.scores**2 - layer.stderr**2).mean()),
-            "variance of a pass": float((layer.stderr**2).mean()) * passes * data.examples,
+            "variance of a pass": float((layer.stderr**2).mean()) * passes * pictures,
         }
-    return {"pictures": data.examples, "passes": passes, "layers": layers}
+    return {"pictures": pictures, "passes": passes, "layers": layers}
 
 
 def halves(model, data, passes):
@@ -116,12 +124,11 @@ def halves(model, data, passes):
     return {"pictures": data.examples, "passes": passes, "layers": layers}
 
 
-def baseline(model, data, permutations):
-    """Measure the variance of shared permutations, and our rate, on a few pictures."""
+def shared(model, data, permutations):
+    """Measure how alike the marginals of different pictures are in the same permutations."""
     seen = watched(model, data.inputs, data.targets)
     layers = {}
-    for name in nr.rank(model, data.first(2), nr.RandomScore(), progress=False):
-        started = time.perf_counter()
+    for name in layer_names(model, data):
         marginals = shared_marginals(seen, name, permutations)
         count = marginals.shape[1]
         sums = marginals.sum(axis=1)
@@ -131,16 +138,14 @@ def baseline(model, data, permutations):
             "square of a picture's": float(np.abs(marginals).mean()),  # they are -1, 0 or 1
             "product of two pictures'": float(each.mean()),
             "its standard error": float(each.std(ddof=1) / np.sqrt(permutations)),
-            "seconds": time.perf_counter() - started,
-            **our_rate(seen, name),
         }
         print(name, layers[name], flush=True)
-    return {
-        "pictures": data.examples,
-        "permutations": permutations,
-        "seconds of a forward pass": forward_seconds(model, data.inputs),
-        "layers": layers,
-    }
+    return {"pictures": data.examples, "permutations": permutations, "layers": layers}
+
+
+def layer_names(model, data):
+    """Return the fifteen layers."""
+    return list(nr.rank(model, data.first(2), nr.RandomScore(), progress=False))
 
 
 def shared_marginals(seen, layer, permutations):
@@ -169,28 +174,49 @@ def restricted(order, active):
 
 
 def walked(game, orders, number):
-    """What each unit adds, in leaps where no compiled kernel makes whole chains cheap."""
+    """Walk chains, in leaps where no compiled kernel makes whole ones cheap; what units add."""
     if game.compiled:
         return game.chain(orders)[0]
     rows = game.numbers.numpy()
     return leap(game, orders, lambda at, a, b: own_coins(9, number, rows[at], a, b)).marginals
 
 
-def our_rate(seen, layer):
-    """Measure coalitions and multiply-adds per second of one pass over some pictures."""
+def costs(model, data, repetitions=3):
+    """Measure one pass of ours, and a full forward pass, on the same pictures in one run."""
+    seen = watched(model, data.inputs, data.targets)
     method = nr.PermutationShapley()
-    rates = {}
-    for way in seen.ways(layer):
-        game = next(seen.games(layer, way))
-        seconds = []
+    layers = {}
+    for name in layer_names(model, data):
+        ways = {way: [] for way in seen.ways(name)}
+        for _ in range(repetitions):
+            for way, runs in ways.items():
+                runs.append(one_pass(seen, method, name, way))
+        middle = {
+            way: sorted(runs, key=lambda run: run["seconds"])[len(runs) // 2]
+            for way, runs in ways.items()
+        }
+        layers[name] = {"ways": middle, "forward": forward_seconds(model, data.inputs)}
+        print(name, layers[name], flush=True)
+    return {"pictures": data.examples, "repetitions": repetitions, "layers": layers}
+
+
+def one_pass(seen, method, layer, way):
+    """Run the prefix and one pass; seconds, and multiply-adds per second of the suffix."""
+    started = time.perf_counter()
+    work = coalitions = 0
+    playing = 0.0
+    for game in seen.games(layer, way):
+        began = time.perf_counter()
         with torch.inference_mode():
-            for _ in range(3):
-                started = time.perf_counter()
-                played = method.play(game, 0, 0)
-                seconds.append(time.perf_counter() - started)
-        work = played.coalitions * game.runner.multiply_adds(game.split.suffix)
-        rates[way] = work / min(seconds)
-    return {"multiply-adds per second": rates}
+            played = method.play(game, 0, 0)
+        playing += time.perf_counter() - began
+        coalitions += played.coalitions
+        work += played.coalitions * game.runner.multiply_adds(game.split.suffix)
+    return {
+        "seconds": time.perf_counter() - started,
+        "coalitions": coalitions,
+        "multiply-adds per second": work / playing,
+    }
 
 
 def forward_seconds(model, pictures):
@@ -198,11 +224,29 @@ def forward_seconds(model, pictures):
     best = float("inf")
     with torch.inference_mode():
         for size in (16, 32, 64):
-            for _ in range(5):
+            for _ in range(3):
                 started = time.perf_counter()
                 model(pictures[:size])
                 best = min(best, (time.perf_counter() - started) / min(size, len(pictures)))
     return best
+
+
+def switches(model, data, ranked, epochs=5):
+    """Learn a switch on every layer; how many of the top tenth it shares with Shapley values."""
+    found = nr.rank(model, data, nr.ImportanceSwitch(epochs=epochs))
+    layers = {}
+    for name, record in found.provenance["by_layer"].items():
+        k = max(5, ranked[name].units // 10)
+        agreed = nr.compare(ranked.select([name]), found.select([name]), k=k).layers[name]
+        layers[name] = {
+            "seconds": record["seconds"],
+            "k": k,
+            "common": len(agreed.common),
+            "chance": float(agreed.chance),
+            "spearman": float(agreed.spearman),
+        }
+        print(name, layers[name], flush=True)
+    return {"pictures": data.examples, "epochs": epochs, "layers": layers}
 
 
 def gains(measured):
@@ -211,19 +255,19 @@ def gains(measured):
     Per layer: the variance of one pass over N pictures, shared against own; the seconds of one
     pass per picture; and the product of both ratios, which is the ratio of costs at equal RMSE.
     """
-    ranked, base = measured["ranking"], measured["baseline"]
     found = {}
-    for name, ours in ranked["layers"].items():
-        shared = base["layers"][name]
-        own, together = shared["square of a picture's"], shared["product of two pictures'"]
-        variance = together + (own - together) / PICTURES - ours["squared scores"]
-        seconds = ours["seconds"] / (ranked["pictures"] * ranked["passes"])
-        full = (ours["units"] + 1) * base["seconds of a forward pass"]
+    for name, ours in measured["ranking"]["layers"].items():
+        alike, cost = measured["shared"]["layers"][name], measured["costs"]["layers"][name]
+        each, together = alike["square of a picture's"], alike["product of two pictures'"]
+        variance = together + (each - together) / PICTURES - ours["squared scores"]
+        seconds = min(way["seconds"] for way in cost["ways"].values())
+        own = seconds / measured["costs"]["pictures"]
+        full = (ours["units"] + 1) * cost["forward"]
         in_variance = max(variance, 0) / (ours["variance of a pass"] / PICTURES)
         found[name] = {
             "in variance": in_variance,
-            "in cost": full / seconds,
-            "together": in_variance * full / seconds,
+            "in cost": full / own,
+            "together": in_variance * full / own,
         }
     product = np.prod([it["together"] for it in found.values()]) ** (1 / len(found))
     return {"layers": found, "geometric mean": float(product)}
@@ -233,8 +277,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pictures", type=int, default=1500)
     parser.add_argument("--passes", type=int, default=2)
-    parser.add_argument("--few", type=int, default=64, help="pictures of the other two parts")
-    parser.add_argument("--permutations", type=int, default=24, help="shared ones, of the baseline")
+    parser.add_argument("--few", type=int, default=64, help="pictures of the other parts")
+    parser.add_argument("--permutations", type=int, default=24, help="shared ones")
     parser.add_argument("--resume", action="store_true", help="go on with what is kept")
     options = parser.parse_args()
     kept = RESULTS / "vgg16.json"
@@ -245,16 +289,21 @@ def main():
     measured = json.loads(kept.read_text()) if kept.is_file() else {}
     model, data = trained(), held_out()
     few = data.first(options.few)
+    scores = kept.with_suffix(".safetensors")
     parts = {
-        "baseline": lambda: baseline(model, few, options.permutations),
+        "costs": lambda: costs(model, few),
+        "shared": lambda: shared(model, few, options.permutations),
         "ranking": lambda: ranking(model, data.first(options.pictures), options.passes, kept),
         "halves": lambda: halves(model, data.first(4 * options.few), options.passes),
+        "switches": lambda: switches(model, data.first(4 * options.few), nr.Ranking.load(scores)),
     }
-    measured["machine"] = {"words": this_machine().in_words, "matrix rate": matrix_rate()}
     for part, measure in parts.items():
         if part not in measured:
             measured[part] = measure()
+            measured[f"{part} threads"] = torch.get_num_threads()
             kept.write_text(json.dumps(measured, indent=1))
+    machine = this_machine()
+    measured["machine"] = asdict(machine) | {"in_words": machine.in_words}
     measured["gains"] = gains(measured)
     kept.write_text(json.dumps(measured, indent=1))
     print(json.dumps(measured["gains"], indent=1))
