@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 from scipy import stats
 
-from neurank.rankers.orders import own_orders, reversed_orders
+from neurank.rankers.orders import own_coins, own_orders, reversed_orders, turned_orders
 
 masks = npst.arrays(bool, st.tuples(st.integers(0, 5), st.integers(1, 7)))
 
@@ -110,3 +110,88 @@ def test_reversing_turns_the_players_round_and_leaves_the_rest(active):
         players = int((order >= 0).sum())
         assert turned[:players].tolist() == order[:players][::-1].tolist()
         assert (turned[players:] == -1).all()
+
+
+@pytest.mark.parametrize(("players", "parts"), [(6, 1), (6, 2), (6, 3), (6, 6), (12, 4), (8, 2)])
+def test_turned_orders_put_each_unit_once_into_each_part(players, parts):
+    active = everyone(20, players + 3)
+    active[:, [0, 2, 5]] = False
+    orders = own_orders(4, 0, numbers(20), active)
+    turned = [turned_orders(orders, turn, parts) for turn in range(parts)]
+    assert (turned[0] == orders).all()
+    for row in range(20):
+        for unit in np.flatnonzero(active[row]):
+            places = [int(np.flatnonzero(order[row] == unit)[0]) for order in turned]
+            assert sorted(place * parts // players for place in places) == list(range(parts))
+
+
+@settings(deadline=None)
+@given(masks, st.integers(1, 9))
+def test_turned_orders_hold_the_same_players_in_the_same_circle(active, parts):
+    orders = own_orders(1, 0, numbers(len(active)), active)
+    for turn in range(parts):
+        for order, turned in zip(orders, turned_orders(orders, turn, parts), strict=True):
+            players = int((order >= 0).sum())
+            first = players * turn // parts
+            assert turned[:players].tolist() == np.roll(order[:players], -first).tolist()
+            assert (turned[players:] == -1).all()
+
+
+@pytest.mark.parametrize(("turn", "parts"), [(1, 2), (2, 3), (4, 5)])
+def test_every_turned_order_is_as_likely(turn, parts):
+    orders = turned_orders(over_examples(60_000, 3), turn, parts)
+    assert stats.chisquare(counts(orders)).pvalue > 1e-3
+
+
+def flips(count, repetition=0, seed=5, start=0, end=8, first=0):
+    of = np.full(count, start)
+    return own_coins(seed, repetition, numbers(count, first), of, of + end - start)
+
+
+def over_stretches(count):
+    ends = np.arange(1, count + 1)
+    return own_coins(5, 0, np.zeros(count, int), ends // 2, ends)
+
+
+def over_repeated_coins(count):
+    return np.array([flips(1, repetition)[0] for repetition in range(count)])
+
+
+@pytest.mark.parametrize(
+    ("draw", "count"), [(flips, 100_000), (over_stretches, 100_000), (over_repeated_coins, 4000)]
+)
+def test_coins_are_uniform_and_independent(draw, count):
+    coins = draw(count)
+    assert ((coins >= 0) & (coins < 1)).all()
+    assert len(np.unique(coins)) == count
+    assert stats.kstest(coins, "uniform").pvalue > 1e-3
+    for lag in (1, 2, 64):
+        link = np.corrcoef(coins[:-lag], coins[lag:])[0, 1]
+        assert abs(link) < 4 / np.sqrt(count)
+
+
+def test_coins_of_other_stretches_draws_and_seeds_are_others():
+    some = [
+        flips(20_000),
+        flips(20_000, repetition=1),
+        flips(20_000, seed=6),
+        flips(20_000, start=4),
+        flips(20_000, end=4),
+        flips(20_000, start=8, end=16),
+        flips(20_000, first=20_000),
+    ]
+    links = np.corrcoef(some) - np.eye(len(some))
+    assert np.abs(links).max() < 4.5 / np.sqrt(20_000)
+
+
+def test_coins_know_nothing_of_the_orders():
+    first = own_orders(5, 0, numbers(60_000), everyone(60_000, 2))[:, 0]
+    coins = flips(60_000)
+    assert stats.ks_2samp(coins[first == 0], coins[first == 1]).pvalue > 1e-3
+
+
+def test_coins_are_the_same_in_whatever_company():
+    together = flips(50)
+    mixed = np.random.default_rng(0).permutation(50)
+    again = own_coins(5, 0, mixed, np.zeros(50, int), np.full(50, 8))
+    assert (again == together[mixed]).all()
