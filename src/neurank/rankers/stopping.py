@@ -1,6 +1,6 @@
 """When a sampled ranking has been sampled enough.
 
-A rule looks at the estimate after 2, 4, 8, 16 ... repetitions. Looking often is paid for: a rule
+A rule looks at the estimate after 2, 4, 8, 16 ... repetitions, and at the last. Looking often is paid for: a rule
 that speaks of certainty spends its risk over the looks, ``risk * 6 / (pi² look²)`` at each, which
 sums to the risk however many there are.
 """
@@ -50,8 +50,9 @@ class StderrBelow:
 class Seconds:
     """Stop when so many seconds have been spent on a layer.
 
-    The repetitions that fit into the time are made; if not even one round of two fits, fewer
-    examples are looked at, from the first on, and the counts say so.
+    The repetitions that fit into the time are made; a round that is not finished in time is
+    dropped. If not even one round of two fits, fewer examples are looked at, from the first on, and
+    the counts say so. The clock is read after each chunk of examples.
 
     Example:
     -------
@@ -78,6 +79,10 @@ class TopCertain:
     `confidence` (Bonferroni over units, risk spent over looks); the top k are certain when the
     lowest of their lower ends is above the highest upper end of the others. The order among the
     top k is not claimed.
+
+    The intervals are Student's, from standard errors that `neurank.rankers.moments.estimate` keeps
+    from being 0 where nothing has changed so far: a unit in which no difference has been seen yet
+    is not taken for settled.
 
     Parameters
     ----------
