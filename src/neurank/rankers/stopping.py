@@ -1,8 +1,8 @@
 """When a sampled ranking has been sampled enough.
 
-A rule looks at the estimate after 2, 4, 8, 16 ... repetitions, and at the last. Looking often is paid for: a rule
-that speaks of certainty spends its risk over the looks, ``risk * 6 / (pi² look²)`` at each, which
-sums to the risk however many there are.
+A rule looks at the estimate after 2, 4, 8, 16 ... repetitions, and at the last. Looking often is
+paid for: a rule that speaks of certainty spends its risk over the looks, ``risk * 6 / (pi² look²)``
+at each, which sums to the risk however many there are.
 """
 
 import math
