@@ -19,13 +19,16 @@ def blocks(language):
 
 def test_the_quickstart_runs_and_is_short(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    (code,) = blocks("python")
+    code, further = blocks("python")
     names = {}
     exec(compile(code, "README.md", "exec"), names)
     assert len([line for line in code.splitlines() if line.strip()]) <= 20
     assert (tmp_path / "small.safetensors").is_file()
     assert names["again"].fc1.out_features == 16
     assert "ImportanceSwitch" in capsys.readouterr().out
+    exec(compile(further, "README.md", "exec"), names)
+    assert names["ranking"].provenance["journal"]["reused"] == 0
+    assert names["table"].shapley().shape == (16,)
 
 
 def test_the_steps_on_the_command_line_run(tmp_path, monkeypatch):

@@ -13,6 +13,7 @@ METHODS = {
     "two passes": nr.PermutationShapley(passes=2),
     "antithetic": nr.PermutationShapley(passes=8, antithetic=True),
     "stratified": nr.PermutationShapley(passes=8, strata=4),
+    "pairs": nr.PairShapley(pairs=8),
     "both": nr.PermutationShapley(passes=16, antithetic=True, strata=2),
 }
 FEW, MANY = 60, 1000
@@ -51,7 +52,7 @@ def share_of_populations_covered(games, samples=4, population=2000, examples=300
     return float(torch.cat(hits).double().mean())
 
 
-@pytest.mark.parametrize("name", ["plain", "two passes", "antithetic", "stratified"])
+@pytest.mark.parametrize("name", ["plain", "two passes", "antithetic", "stratified", "pairs"])
 def test_intervals_cover(name):
     share = share_covered(METHODS[name], FEW)
     assert 0.93 <= share <= 0.97, share

@@ -1,6 +1,7 @@
 import itertools
 import math
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -144,6 +145,42 @@ def test_the_bound_is_the_caller_s_to_move():
     with pytest.raises(MethodError, match=r"max_operations=5e\+00"):
         nr.ExactShapley(max_operations=5).score(observer, "fc1")
     nr.ExactShapley(max_operations=1e6).score(observer, "fc1")
+
+
+class Recalled:
+    """A journal that has some chunks and keeps no others."""
+
+    reused = 0
+
+    def __init__(self, chunks):
+        self.chunks = chunks
+
+    def get(self, key):
+        return dict(self.chunks[key]) if key in self.chunks else None
+
+    def append(self, key, arrays):
+        pass
+
+
+@pytest.mark.parametrize("method", [nr.ExactShapley, partial(nr.TruncatedShapley, 11, "empty")])
+def test_a_resumed_layer_is_judged_by_all_its_examples(method):
+    """Eight idle examples are recalled; the busy ninth alone would cost too much nine times."""
+    model = nn.Sequential(nn.Linear(1, 12, bias=False), nn.ReLU(), nn.Linear(12, 2))
+    nn.init.ones_(model[0].weight)
+    idle, busy = torch.full((8, 1), -1.0), torch.ones(1, 1)
+    batches = [(idle, torch.zeros(8, dtype=torch.int64)), (busy, torch.tensor([1]))]
+    observer = look(model, batches)
+    game = list(observer.games("0"))[1]
+    allowed = method(2 * 2**12 * game.operations_per_coalition)
+    kept = {}
+    first = Recalled({})
+    first.append = lambda key, arrays: kept.update({key: dict(arrays)})
+    wanted = allowed.score(replace(observer, journal=first), "0").ranking
+    del kept[next(key for key in kept if key.endswith("/ 1"))]
+    assert allowed.score(replace(observer, journal=Recalled(kept)), "0").ranking == wanted
+    nine = look(model, [(busy.repeat(9, 1), torch.ones(9, dtype=torch.int64))])
+    with pytest.raises(MethodError, match="max_operations"):
+        allowed.score(nine, "0")
 
 
 # Axioms, over networks that are drawn.

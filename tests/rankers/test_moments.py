@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from neurank.rankers.moments import (
     Round,
+    Tally,
     estimate,
-    gathered,
     layer_ranking,
     record,
     tally,
@@ -36,7 +36,8 @@ def one_round(samples, targets, ends, cuts=()):
         ).arrays()
         for rows in np.split(np.arange(len(samples)), sorted(cuts))
     ]
-    return Round(repetitions, gathered(chunks, CLASSES, samples.shape[2]))
+    total = sum((Tally(**it) for it in chunks), Tally.zero(CLASSES, samples.shape[2]))
+    return Round(repetitions, total)
 
 
 def draw_data(draw, examples, units, *repetitions):

@@ -136,9 +136,9 @@ def check_claims(games):
 
 
 def test_what_is_called_certain_is_true():
-    check_claims(10)
+    check_claims(30)
 
 
 @pytest.mark.slow
 def test_what_is_called_certain_is_true_in_hundreds_of_games():
-    check_claims(200)
+    check_claims(400)

@@ -10,7 +10,7 @@ from neurank.observe.game import Ends, Game, PerUnit
 from neurank.observe.observer import Arrays, Observer
 from neurank.rankers.cost import check_cost
 from neurank.rankers.method import Scored
-from neurank.rankers.moments import Round, gathered, layer_ranking, record, tally
+from neurank.rankers.moments import Round, Tally, layer_ranking, record, tally
 
 
 @dataclass(frozen=True)
@@ -51,18 +51,16 @@ class ExactShapley:
 
     def score(self, observer: Observer, layer: str) -> Scored:
         """Score every unit of one layer."""
-        seen = needed = 0
+        done = Tally.zero(observer.classes, observer.width(layer))
 
         def compute(game: Game) -> Arrays:
-            nonlocal seen, needed
             coalitions = game.exact_coalitions
-            seen, needed = seen + game.examples, needed + coalitions
             check_cost(
                 "exact Shapley values",
                 observer,
                 game,
-                coalitions=needed,
-                seen=seen,
+                coalitions=int(done.coalitions) + coalitions,
+                seen=int(done.examples.sum()) + game.examples,
                 max_operations=self.max_operations,
                 remedy="Use PermutationShapley(), which estimates the same scores with standard "
                 "errors",
@@ -70,9 +68,9 @@ class ExactShapley:
             scores, ends = _shapley(game)
             return tally(game, observer.classes, scores, ends, coalitions=coalitions).arrays()
 
-        units = observer.width(layer)
-        chunks = (chunk.arrays for chunk in observer.gather(layer, "exact", compute))
-        rounds = [Round(0, gathered(chunks, observer.classes, units))]
+        for chunk in observer.gather(layer, "exact", compute):
+            done += Tally(**chunk.arrays)
+        rounds = [Round(0, done)]
         notes = record(rounds, observer.ways(layer)[0])
         return Scored(layer_ranking(rounds, "exact"), notes)
 

@@ -4,7 +4,7 @@ A chunk of examples is summed up in a `Tally`, which a journal can keep; tallies
 up a `Round`; rounds, each with repetitions of its own, make up an estimate.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -155,14 +155,6 @@ class Estimate:
     def of_data(self) -> Array:
         """Variance of the mean that the choice of examples makes, the estimator's taken off."""
         return np.maximum(self.total - self.within, 0)
-
-
-def gathered(arrays: Iterable[Mapping[str, Array]], classes: int, units: int) -> Tally:
-    """Add tallies in the order in which they come."""
-    total = Tally.zero(classes, units)
-    for chunk in arrays:
-        total += Tally(**chunk)
-    return total
 
 
 def estimate(rounds: Sequence[Round], label: int | None = None) -> Estimate:

@@ -18,7 +18,7 @@ from neurank.rankers.cost import check_cost
 from neurank.rankers.exact_shapley import ExactShapley
 from neurank.rankers.indices import coalition_sizes, member_sums
 from neurank.rankers.method import Scored
-from neurank.rankers.moments import Round, gathered, layer_ranking, record, tally
+from neurank.rankers.moments import Round, Tally, layer_ranking, record, tally
 
 _Weights = NDArray[np.float64]
 _BLOCK = 1 << 14  # coalitions handed over at once
@@ -86,22 +86,25 @@ class TruncatedShapley:
         if self.k >= observer.width(layer):
             exact = ExactShapley(self.max_operations).score(observer, layer)
             return Scored(exact.ranking, {**exact.record, **notes})
-        seen = coalitions = 0
+        done = Tally.zero(observer.classes, observer.width(layer))
 
         def compute(game: Game) -> Arrays:
-            nonlocal seen, coalitions
-            here = self._coalitions(game)
-            seen, coalitions = seen + game.examples, coalitions + here
+            coalitions = self._coalitions(game)
             check_cost(
-                f"TruncatedShapley(k={self.k})", observer, game, coalitions=coalitions, seen=seen,
+                f"TruncatedShapley(k={self.k})",
+                observer,
+                game,
+                coalitions=int(done.coalitions) + coalitions,
+                seen=int(done.examples.sum()) + game.examples,
                 max_operations=self.max_operations,
                 remedy="Use a smaller k, or PermutationShapley(), which leaves nothing out",
-            )  # fmt: skip
+            )
             scores, ends = self._sums(game)
-            return tally(game, observer.classes, scores, ends, coalitions=here).arrays()
+            return tally(game, observer.classes, scores, ends, coalitions=coalitions).arrays()
 
-        chunks = (chunk.arrays for chunk in observer.gather(layer, "truncated", compute))
-        rounds = [Round(0, gathered(chunks, observer.classes, observer.width(layer)))]
+        for chunk in observer.gather(layer, "truncated", compute):
+            done += Tally(**chunk.arrays)
+        rounds = [Round(0, done)]
         ranking = layer_ranking(rounds, "computed")
         if ranking.status == "computed":
             nothing = torch.full_like(ranking.stderr, torch.nan)
