@@ -179,13 +179,14 @@ def test_calm_chains_cost_little_and_steep_ones_are_walked_where_they_turn():
     assert found.coalitions < 0.5 * 65 * 500
 
 
-def test_what_changes_by_surprise_is_found_now_and_then_and_counts_for_more():
-    margins = np.full(65, 5.0)
-    margins[20] = -5  # the walker sees no sign of it but by looking
+@pytest.mark.parametrize("place", [20, 21, 300])
+def test_what_changes_by_surprise_is_found_now_and_then_and_counts_for_more(place):
+    margins = np.full(65 if place < 64 else 513, 5.0)
+    margins[place] = -5  # the walker sees no sign of it but by looking
     _, found = many(margins, 20_000)
-    seen = found.marginals[:, 19]
+    seen = found.marginals[:, place - 1]
     assert set(np.sign(seen)) == {0, -1}
-    assert np.abs(seen).max() > 5
+    assert 3 < np.abs(seen).max() <= leaps.HEAVIEST
     assert seen.mean() == pytest.approx(-1, abs=5 * seen.std() / np.sqrt(20_000))
 
 
