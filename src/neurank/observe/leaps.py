@@ -31,10 +31,10 @@ EAGERNESS = 2.0
 LEAST = 0.3
 """A stretch with like ends is looked into with probability EAGERNESS * q^(1/4), from LEAST to 1.
 
-With the guess taken at its word q^(1/2) would spend coalitions best. Real margins stray from it, and
-what is found against all expectation weighs most: the fourth root trusts it less. On VGG-16 these
-settings leave the variance 1.0 to 1.4 times that of whole chains, for a half to an eighth of the
-coalitions, and the product of both is near its least.
+With the guess taken at its word q^(1/2) would spend coalitions best. Real margins stray from it,
+and what is found against all expectation weighs most: the fourth root trusts it less. On VGG-16
+these settings leave the variance 1.0 to 1.4 times that of whole chains, for a half to an eighth of
+the coalitions, and the product of both is near its least.
 """
 HEAVIEST = 30.0
 """No change counts more often than this: a sum ruled by rare giants would hide its own error."""
