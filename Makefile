@@ -56,12 +56,7 @@ format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# Other libraries' estimators come on top, once.
-$(VENV)/.bench-ready: $(VENV)/.ready
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,bench]'
-	touch $@
-
-bench: $(VENV)/.bench-ready
+bench: setup
 	$(BIN)/python -m benchmarks.against_peers
 	$(BIN)/python -m benchmarks.page
 
