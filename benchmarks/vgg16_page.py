@@ -123,7 +123,8 @@ def _halves(found):
         "",
         f"Two rankings of {halves['pictures']} pictures, {halves['passes']} passes each, with "
         "different seeds. z is a unit's difference over its standard error: its root mean square "
-        "should be near 1, and 95 % of all |z| below 1.96.",
+        "should be near 1, and 95 % of all |z| below 1.96; of units that hardly ever change the "
+        "standard error is a floor, and z smaller.",
         "",
         "| layer | units | root mean square of z | below 1.96 |",
         "|---|---:|---:|---:|",

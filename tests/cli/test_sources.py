@@ -60,3 +60,23 @@ def test_a_part_for_final_errors_is_not_ranked_on(digits):
     for name in ("test", "all"):
         with pytest.raises(DataError, match="train, validation"):
             part(digits, name)
+
+
+def test_inputs_are_normalised_where_mean_and_std_stand_behind_the_data():
+    plain = load_data("digits").validation.inputs
+    found = load_data("digits@0.5/0.25").validation.inputs
+    assert torch.equal(found, (plain - 0.5) / 0.25)
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("digits@0.5,/1", "give numbers, one for all channels"),
+        ("digits@0.5/0", "is not positive"),
+        ("digits@1,2,3/1,1,1", "3"),
+        ("digits@0.5", "no data set is called 'digits@0.5'"),
+    ],
+)
+def test_other_numbers_are_refused(spec, message):
+    with pytest.raises(DataError, match=message):
+        load_data(spec)

@@ -1,5 +1,6 @@
 """DATA on the command line: a data set by name, or one that the user's code builds."""
 
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -9,6 +10,7 @@ from torch import Tensor
 from neurank import data
 from neurank.cli.user_code import load_factory, names_code
 from neurank.data import Split, Splits
+from neurank.data.splits import Channels
 from neurank.errors import DataError
 from neurank.observe.value import Recall, Value
 
@@ -19,6 +21,9 @@ RANKED_ON = ("train", "validation")
 
 def load_data(spec: str, *, batch_size: int = 200) -> Splits:
     """Read DATA: what `neurank.data.load` knows, or ``file.py:factory``.
+
+    With ``@mean/std`` behind it, numbers for all channels or one for each, inputs are normalised:
+    ``cifar10:DIR@0.49,0.48,0.45/0.25,0.24,0.26``.
 
     The factory returns a `Splits`, or three parts in the order train, validation, test, each a
     `Split` or batches of (inputs, targets). One pass over the batches is kept in memory.
@@ -32,7 +37,34 @@ def load_data(spec: str, *, batch_size: int = 200) -> Splits:
     --------
     >>> load_data("digits", batch_size=50).validation
     Split(digits/validation: 300 examples of 1 x 8 x 8, 10 classes, batches of 50)
+    >>> load_data("digits@0.5/0.25").validation.inputs.min().item()
+    -2.0
     """
+    source, mean, std = _normalisation(spec)
+    splits = _load(source, batch_size)
+    return splits if mean is None or std is None else splits.normalized(mean, std)
+
+
+def _normalisation(spec: str) -> tuple[str, Channels | None, Channels | None]:
+    """Take ``@mean/std`` off the end of a spec, if it is there."""
+    found = re.fullmatch(r"(.*)@([\d.,+-]+)/([\d.,+-]+)", spec)
+    if found is None:
+        return spec, None, None
+    return found[1], _channels(found[2], spec), _channels(found[3], spec)
+
+
+def _channels(text: str, spec: str) -> Channels:
+    try:
+        numbers = [float(number) for number in text.split(",")]
+    except ValueError:
+        raise DataError(
+            f"{spec!r} ends in no mean and standard deviation: give numbers, one for all channels "
+            "or one for each, as in @0.5/0.25 or @0.49,0.48,0.45/0.25,0.24,0.26"
+        ) from None
+    return numbers[0] if len(numbers) == 1 else numbers
+
+
+def _load(spec: str, batch_size: int) -> Splits:
     name = spec.partition(":")[0]
     known = {entry.partition(":")[0].partition("[")[0] for entry in data.KNOWN}
     if name in known:
