@@ -154,7 +154,8 @@ def _switches(found):
         "| layer | seconds | common | by chance | Spearman |",
         "|---|---:|---:|---:|---:|",
     ]
-    for name, layer in switches["layers"].items():
+    for name in found["ranking"]["layers"]:  # in the order of the network
+        layer = switches["layers"][name]
         lines.append(
             f"| {name} | {layer['seconds']:.0f} | {layer['common']} of {layer['k']} "
             f"| p = {layer['chance']:.2g} | {layer['spearman']:.2f} |"
