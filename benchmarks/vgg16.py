@@ -103,25 +103,34 @@ def facts(found, pictures, passes):
     return {"pictures": pictures, "passes": passes, "layers": layers}
 
 
-def halves(model, data, passes):
-    """Compare two independent rankings unit by unit: z = difference / its standard error."""
+def halves(model, data, least, passes):
+    """Compare two independent rankings unit by unit: z = difference / its standard error.
+
+    A layer is ranked on as many pictures as it has units, but on `least` at the least: the units of
+    a wide layer share the few changes of each chain.
+    """
+    return {
+        "passes": passes,
+        "layers": {
+            name: half(model, data, name, least, passes) for name in layer_names(model, data)
+        },
+    }
+
+
+def half(model, data, name, least, passes):
+    """Rank one layer twice."""
+    units = len(model.get_submodule(name).weight)
+    pictures = data.first(max(least, units))
     method = nr.PermutationShapley(passes=passes)
-    both = [nr.rank(model, data, method, seed=seed) for seed in (1, 2)]
-    layers = {}
-    for name in both[0]:
-        one, two = (it[name] for it in both)
-        error = (one.stderr**2 + two.stderr**2).sqrt()
-        z = ((one.scores - two.scores) / error)[error > 0]
-        low, high = zip(*(it.interval() for it in (one, two)), strict=True)
-        layers[name] = {
-            "units": len(z),
-            "root mean square of z": float((z**2).mean().sqrt()),
-            "within 1.96": float((z.abs() < 1.96).double().mean()),
-            "intervals overlap": float(
-                (torch.maximum(*low) <= torch.minimum(*high)).double().mean()
-            ),
-        }
-    return {"pictures": data.examples, "passes": passes, "layers": layers}
+    one, two = (nr.rank(model, pictures, method, layers=[name], seed=seed)[name] for seed in (1, 2))
+    error = (one.stderr**2 + two.stderr**2).sqrt()
+    z = ((one.scores - two.scores) / error)[error > 0]
+    return {
+        "pictures": pictures.examples,
+        "units": len(z),
+        "root mean square of z": float((z**2).mean().sqrt()),
+        "within 1.96": float((z.abs() < 1.96).double().mean()),
+    }
 
 
 def shared(model, data, permutations):
@@ -235,7 +244,8 @@ def switches(model, data, ranked, epochs=5):
     """Learn a switch on every layer; how many of the top tenth it shares with Shapley values."""
     found = nr.rank(model, data, nr.ImportanceSwitch(epochs=epochs))
     layers = {}
-    for name, record in found.provenance["by_layer"].items():
+    for name in found:
+        record = found.provenance["by_layer"][name]
         k = max(5, ranked[name].units // 10)
         agreed = nr.compare(ranked.select([name]), found.select([name]), k=k).layers[name]
         layers[name] = {
@@ -294,7 +304,7 @@ def main():
         "costs": lambda: costs(model, few),
         "shared": lambda: shared(model, few, options.permutations),
         "ranking": lambda: ranking(model, data.first(options.pictures), options.passes, kept),
-        "halves": lambda: halves(model, data.first(4 * options.few), options.passes),
+        "halves": lambda: halves(model, data, 2 * options.few, options.passes),
         "switches": lambda: switches(model, data.first(4 * options.few), nr.Ranking.load(scores)),
     }
     for part, measure in parts.items():

@@ -121,24 +121,27 @@ def _halves(found):
     lines = [
         "### Are the standard errors right?",
         "",
-        f"Two rankings of {halves['pictures']} pictures, {halves['passes']} passes each, with "
-        "different seeds. z is a unit's difference over its standard error: its root mean square "
+        f"Two rankings of {halves['passes']} passes each, with different seeds. z is a unit's "
+        "difference over its standard error: its root mean square "
         "should be near 1, and 95 % of all |z| below 1.96; of units that hardly ever change the "
         "standard error is a floor, and z smaller.",
         "",
-        "| layer | units | root mean square of z | below 1.96 |",
-        "|---|---:|---:|---:|",
+        "| layer | pictures | units | root mean square of z | below 1.96 |",
+        "|---|---:|---:|---:|---:|",
     ]
     total = inside = squares = 0.0
     for name, layer in halves["layers"].items():
         mean_square = layer["root mean square of z"]
         share = 100 * layer["within 1.96"]
-        lines.append(f"| {name} | {layer['units']} | {mean_square:.2f} | {share:.1f} % |")
+        lines.append(
+            f"| {name} | {layer['pictures']} | {layer['units']} | {mean_square:.2f} "
+            f"| {share:.1f} % |"
+        )
         total += layer["units"]
         inside += layer["units"] * layer["within 1.96"]
         squares += layer["units"] * mean_square**2
     lines.append(
-        f"| all | {total:,.0f} | {(squares / total) ** 0.5:.2f} | {100 * inside / total:.1f} % |"
+        f"| all | | {total:,.0f} | {(squares / total) ** 0.5:.2f} | {100 * inside / total:.1f} % |"
     )
     return lines
 
