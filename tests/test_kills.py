@@ -23,7 +23,8 @@ def report_of(runs, folder):
 
 
 def assert_nothing_is_lost(report, runs):
-    assert report["runs"] == report["identical"] == runs
+    assert report["runs"] == report["identical"] >= runs
+    assert report["kills"] >= runs
     assert report["acknowledged"] > 0
     assert report["reused"] >= report["acknowledged"]
     assert "lost" not in report
@@ -33,13 +34,11 @@ def assert_nothing_is_lost(report, runs):
 def test_killed_rankings_are_resumed_bit_for_bit(tmp_path):
     report = report_of(6, tmp_path)
     assert_nothing_is_lost(report, 6)
-    assert report["kills"] >= 3
 
 
 @pytest.mark.slow
 def test_five_hundred_kills(tmp_path):
     report = report_of(500, tmp_path)
     assert_nothing_is_lost(report, 500)
-    assert report["kills"] >= 500
     for moment in ("before", "half", "after"):
         assert report[f"{moment} a call"] == 3 + 2 * report["chunks"]
