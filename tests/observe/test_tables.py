@@ -6,7 +6,7 @@ from tests.cases import CASES, watch
 import neurank as nr
 from neurank.observe.game import Game
 from neurank.observe.kernels.value_table import values_of_spectrum
-from neurank.observe.tables import add_games, values_of
+from neurank.observe.tables import add_games
 
 
 def all_masks(units):
@@ -22,7 +22,7 @@ def test_values_and_tables_of_each_example_are_those_of_the_masks(case, value):
             for row in range(game.examples):
                 rows = torch.full((len(masks),), row)
                 expected = Game.values(game, rows, masks).numpy()
-                found = values_of(game, row, masks)
+                found = game.values_of(row, masks)
                 np.testing.assert_allclose(found, expected, atol=1e-12)
                 spectrum = np.zeros(len(masks))
                 add_games(game, np.array([row]), spectrum)
@@ -43,6 +43,6 @@ def test_games_add_up_and_none_is_none():
 
 def test_blocks_do_not_matter(monkeypatch):
     game = next(iter(watch(CASES[1], value=nr.Margin()).games("fc0")))
-    expected = values_of(game, 2, all_masks(5))
+    expected = game.values_of(2, all_masks(5))
     monkeypatch.setattr("neurank.observe.game.BLOCK_BYTES", 4 * 5 * 3)
-    np.testing.assert_allclose(values_of(game, 2, all_masks(5)), expected, atol=1e-12)
+    np.testing.assert_allclose(game.values_of(2, all_masks(5)), expected, atol=1e-12)

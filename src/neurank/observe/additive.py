@@ -46,28 +46,37 @@ class AdditiveGame(SuffixGame):
         added = torch.einsum("cu,cuf->cf", chosen, self.contributions[rows].flatten(2))
         return self.finish(rows, self.base + added.reshape(len(rows), *self.base.shape))
 
-    def values_by_example(self, masks: Tensor) -> Tensor:
-        """Compute the values of several coalitions of every example, (examples, coalitions).
+    def values_of(self, row: int, masks: Tensor) -> Tensor:
+        """Compute the values of some coalitions of one example, (coalitions,).
 
-        A compiled kernel takes them side by side; where there is none, the sums of all coalitions
-        of an example are one matrix product.
+        A compiled kernel takes them side by side; where there is none, the sums of a block of
+        coalitions are one matrix product.
         """
-        examples, coalitions, _ = masks.shape
         if self.head is not None:
-            base, contributions = self._folded
-            targets, head = self.targets.numpy(), self.head.perceptron
-            found = coalition_values(base, contributions, masks.numpy(), targets, head)
-            return torch.from_numpy(found)
+            return self._compiled_values(slice(row, row + 1), masks[None])[0]
+        chosen = masks.to(self.base.dtype)
+        contributions = self.contributions[row].flatten(1)
+        found = []
+        for some in self.blocks(torch.arange(len(masks), device=masks.device)):
+            sums = (chosen[some] @ contributions).reshape(len(some), *self.base.shape)
+            rows = torch.full_like(some, row)
+            found.append(self.evaluate(rows, self.finish(rows, self.base + sums)))
+        return torch.cat(found)
+
+    def values_by_example(self, masks: Tensor) -> Tensor:
+        """Compute the values of several coalitions of every example, (examples, coalitions)."""
+        if self.head is not None:
+            return self._compiled_values(slice(None), masks)
+        examples, coalitions, _ = masks.shape
         if not examples * coalitions:
             return torch.zeros(examples, coalitions, dtype=torch.float64, device=masks.device)
-        chosen = masks.to(self.base.dtype)
-        values = torch.empty(examples, coalitions, dtype=torch.float64, device=masks.device)
-        for row, contributions in enumerate(self.contributions.flatten(2)):
-            for some in self.blocks(torch.arange(coalitions, device=masks.device)):
-                sums = (chosen[row, some] @ contributions).reshape(len(some), *self.base.shape)
-                rows = torch.full_like(some, row)
-                values[row, some] = self.evaluate(rows, self.finish(rows, self.base + sums))
-        return values
+        return torch.stack([self.values_of(row, masks[row]) for row in range(examples)])
+
+    def _compiled_values(self, rows: slice, masks: Tensor) -> Tensor:
+        base, contributions = self._folded
+        targets, head = self.targets[rows].numpy(), self._head.perceptron
+        found = coalition_values(base, contributions[rows], masks.numpy(), targets, head)
+        return torch.from_numpy(found)
 
     @property
     def floats_per_coalition(self) -> int:

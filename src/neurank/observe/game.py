@@ -103,6 +103,23 @@ class Game(ABC):
         """Compute the value of example ``rows[i]`` with the units of ``masks[i]`` on, float64."""
         return self.evaluate(rows, self.logits(rows, masks))
 
+    def values_of(self, row: int, masks: Tensor) -> Tensor:
+        """Compute the values of some coalitions of one example, float64.
+
+        Parameters
+        ----------
+        row : index of the example within the batch.
+        masks : (coalitions, units) bool, True = on.
+
+        Returns
+        -------
+        Tensor
+            (coalitions,).
+        """
+        rows = torch.full((len(masks),), row, device=masks.device)
+        numbers = torch.arange(len(masks), device=masks.device)
+        return torch.cat([self.values(rows[some], masks[some]) for some in self.blocks(numbers)])
+
     def values_by_example(self, masks: Tensor) -> Tensor:
         """Compute the values of several coalitions of every example, float64.
 

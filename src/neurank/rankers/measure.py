@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from neurank.errors import MethodError
 from neurank.observe.kernels.value_table import values_of_spectrum
 from neurank.observe.observer import Observer
-from neurank.observe.tables import add_games, values_of
+from neurank.observe.tables import add_games
 from neurank.progress import reporting
 from neurank.rankers.cost import check_cost
 from neurank.text import legible
@@ -79,7 +79,8 @@ def measure(
             )  # fmt: skip
             add_games(game, np.flatnonzero(tables <= most), spectrum)
             for row in np.flatnonzero(tables > most).tolist():
-                apart += values_of(game, row, members(chosen, units))
+                masks = members(chosen, units).to(game.active.device)
+                apart += game.values_of(row, masks).cpu().numpy()
             advance("")
     if not examples:
         return Measured(np.full(1 << units, np.nan), 0, 0)

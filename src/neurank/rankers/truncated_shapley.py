@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from neurank.errors import MethodError
 from neurank.observe.game import Ends, Game, PerUnit
 from neurank.observe.observer import Arrays, Observer
-from neurank.observe.tables import values_of
 from neurank.rankers.cost import check_cost
 from neurank.rankers.exact_shapley import ExactShapley
 from neurank.rankers.indices import coalition_sizes, member_sums
@@ -152,7 +151,7 @@ class TruncatedShapley:
         for chosen in _blocks_of_subsets(len(players), self.k):
             masks = torch.zeros(len(chosen), game.units, dtype=torch.bool)
             masks[:, players] = torch.from_numpy(chosen if self.side == "empty" else ~chosen)
-            values = values_of(game, row, masks)
+            values = game.values_of(row, masks.to(game.active.device)).cpu().numpy()
             sizes = chosen.sum(axis=1)
             gained += chosen.T @ ((joined + left)[sizes] * values)
             lost += float(left[sizes] @ values)
