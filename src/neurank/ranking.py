@@ -56,7 +56,8 @@ class LayerRanking:
         Score per unit, in unit order. Stored as float64, shape (units,).
     stderr
         Standard error per unit, in the scores' units; 0 for exact scores, NaN where nothing is
-        promised. Stored as float64, shape (units,).
+        promised. Sampled scores of units that were never seen to change anything, though they
+        might, have the error that one change would make. Stored as float64, shape (units,).
     counts
         Examples × samples behind each score. Stored as int64, shape (units,).
     status

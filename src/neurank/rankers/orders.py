@@ -50,7 +50,8 @@ def reversed_orders(orders: NDArray[np.int64]) -> NDArray[np.int64]:
 def turned_orders(orders: NDArray[np.int64], turn: int, of: int) -> NDArray[np.int64]:
     """Let each order begin at another place: `turn` parts of `of` on, the -1 staying at the end.
 
-    Over ``turn = 0 .. of - 1`` every unit stands in every part of the order once.
+    Over ``turn = 0 .. of - 1`` every unit stands in every part of the order once, where `of`
+    divides the number of players, and nearly so where it does not.
 
     Example:
     -------
