@@ -5,11 +5,31 @@ sums, concatenations, groups, gates, shared modules, reshapes. Weights are drawn
 """
 
 from tests.architectures.architecture import Architecture
+from tests.architectures.attention import ATTENTION
 from tests.architectures.chains import CHAINS
 from tests.architectures.dense import DENSE
+from tests.architectures.maps import MAPS
+from tests.architectures.mixers import MIXERS
+from tests.architectures.mobile import MOBILE
+from tests.architectures.modern import MODERN
+from tests.architectures.odd import ODD
 from tests.architectures.residual import RESIDUAL
+from tests.architectures.sequences import SEQUENCES
+from tests.architectures.swin import SWIN
 
-ARCHITECTURES: tuple[Architecture, ...] = (*CHAINS, *RESIDUAL, *DENSE)
+ARCHITECTURES: tuple[Architecture, ...] = (
+    *CHAINS,
+    *RESIDUAL,
+    *DENSE,
+    *MOBILE,
+    *MODERN,
+    *MAPS,
+    *ATTENTION,
+    *SWIN,
+    *MIXERS,
+    *SEQUENCES,
+    *ODD,
+)
 """Every architecture."""
 
 

@@ -100,9 +100,7 @@ class ChannelAndSpace(nn.Module):
     def __init__(self, width, hidden=4):
         super().__init__()
         self.mlp = nn.Sequential(
-            nn.Conv2d(width, hidden, 1, bias=False),
-            nn.ReLU(),
-            nn.Conv2d(hidden, width, 1, bias=False),
+            nn.Conv2d(width, hidden, 1), nn.ReLU(), nn.Conv2d(hidden, width, 1)
         )
         self.space = nn.Conv2d(2, 1, 7, padding=3, bias=False)
 

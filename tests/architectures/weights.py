@@ -37,8 +37,9 @@ def _drawn(module: nn.Module, name: str, parameter: Tensor) -> Tensor:
 def calibrate(model: nn.Module, inputs: Tensor, *, balanced: bool) -> None:
     """Centre each layer on the examples, as training does, and bring it to the order of one.
 
-    What was drawn for a bias or a running mean becomes the distance from the mean that is seen.
-    Depth would else let results vanish, explode or forget the example, and many a ReLU be silent.
+    What was drawn for a bias or a running mean becomes the distance from the mean that is seen, a
+    running variance the ratio to the variance that is seen. Depth would else let results vanish,
+    explode or forget the example, gates stand still, and many a ReLU be silent.
 
     Scales are powers of two and shifts are rounded, so that the weights do not hang on the order
     in which a processor sums.
@@ -48,33 +49,45 @@ def calibrate(model: nn.Module, inputs: Tensor, *, balanced: bool) -> None:
     inputs : examples, (examples, ...).
     balanced : whether the last layer says the logits; then each is zero in the mean.
     """
-    centred: dict[nn.Module, None] = {}  # in the order in which they run
+    ran: list[nn.Module] = []
 
-    def centre(layer: nn.Module, given: tuple[Tensor, ...], result: Tensor) -> Tensor | None:
-        if layer in centred:  # a module that runs twice
-            return None
-        centred[layer] = None
-        if isinstance(layer, _BatchNorm):
-            if layer.track_running_stats:
-                layer.running_mean += _mean(given[0], channels=1)
-            return layer.forward(*given)
-        _scale(layer, result)
-        if layer.bias is not None:
-            channels = result.ndim - 1 if isinstance(layer, nn.Linear) else 1
-            layer.bias -= _mean(layer.forward(*given), channels) - layer.bias
+    def adjust(layer: nn.Module, given: tuple[Tensor, ...], result: Tensor) -> Tensor:
+        if layer in ran:
+            _shrink(layer, result)
+        elif isinstance(layer, _BatchNorm):
+            _adjust_norm(layer, given[0])
+        else:
+            _adjust_linear(layer, given[0], result)
+        ran.append(layer)
         return layer.forward(*given)
 
     model.eval()
     with ExitStack() as hooks:
         for module in model.modules():
             if isinstance(module, _ConvNd | nn.Linear | _BatchNorm):
-                hooks.callback(module.register_forward_hook(centre).remove)
-        output = model(inputs)
+                hooks.callback(module.register_forward_hook(adjust).remove)
+        model(inputs)
     if balanced:
-        last = [layer for layer in centred if not isinstance(layer, _BatchNorm)][-1]
-        _scale(last, output)
+        last = [layer for layer in ran if not isinstance(layer, _BatchNorm)][-1]
+        _scale(last, model(inputs))
         if last.bias is not None:
             last.bias -= _rounded(model(inputs).mean(dim=0))
+
+
+def _adjust_norm(norm: _BatchNorm, given: Tensor) -> None:
+    if norm.track_running_stats:
+        others = [dim for dim in range(given.ndim) if dim != 1]
+        norm.running_mean += _rounded(given.mean(dim=others))
+        norm.running_var *= 2.0 ** given.var(dim=others).clamp(min=1e-3).log2().round()
+
+
+def _adjust_linear(layer: nn.Module, given: Tensor, result: Tensor) -> None:
+    _scale(layer, result)
+    if layer.bias is not None:
+        result = layer.forward(given)
+        channels = result.ndim - 1 if isinstance(layer, nn.Linear) else 1
+        others = [dim for dim in range(result.ndim) if dim != channels]
+        layer.bias -= _rounded(result.mean(dim=others) - layer.bias)
 
 
 def _scale(layer: nn.Module, result: Tensor) -> None:
@@ -83,8 +96,11 @@ def _scale(layer: nn.Module, result: Tensor) -> None:
     layer.weight *= 2.0 ** -round(math.log2(spread)) if spread > 0 else 1.0
 
 
-def _mean(x: Tensor, channels: int) -> Tensor:
-    return _rounded(x.mean(dim=[dim for dim in range(x.ndim) if dim != channels]))
+def _shrink(layer: nn.Module, result: Tensor) -> None:
+    """Scale a layer down that runs again, on something much larger than before."""
+    size = result.square().mean().sqrt().item()
+    if size > 4 and not isinstance(layer, _BatchNorm):
+        layer.weight *= 2.0 ** -round(math.log2(size))
 
 
 def _rounded(x: Tensor) -> Tensor:
