@@ -2,32 +2,40 @@
 
 import copy
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvTransposeNd
 
-from neurank.condense.compensate import bias_shifts
+from neurank.condense.compensate import Border, Compensation, check_border, compensation
 from neurank.condense.costs import Report, multiply_adds_of, parameters
+from neurank.condense.narrowed import Narrowing, groups_left, narrowed_graph
 from neurank.condense.plan import Plan
-from neurank.condense.rewritten import (
-    Rewritten,
-    check_training,
-    fixed_widths,
-    rewritten_graph,
-    runs_as_it_is,
-)
+from neurank.condense.rewritten import Rewritten, check_training, runs_as_it_is
 from neurank.condense.saved import Origin, Saved
-from neurank.condense.surgery import cut_layers, cuts_for, named_tensors, operate
+from neurank.condense.surgery import (
+    Changes,
+    Cut,
+    cut_layers,
+    cuts_for,
+    gone_classes,
+    named_tensors,
+    operate,
+    parts_fit,
+    swap_parts,
+)
 from neurank.condense.verify import Check, verify
 from neurank.errors import CondenseError, ModelError, PlanError
 from neurank.modes import evaluating
 from neurank.observe.examples import Batch, Examples
 from neurank.observe.observer import TracedObserver, model_digest, observe
-from neurank.observe.removal import check_removal, off_values
+from neurank.observe.removal import Removal, check_removal, off_constants
 from neurank.observe.value import Accuracy
-from neurank.progress import track
+from neurank.progress import reporting
+from neurank.units.graph import Graph
+from neurank.units.rules import CONVOLUTIONS, TRANSPOSED
 from neurank.units.space import UnitSpace
 from neurank.units.trace import logits_of
 
@@ -44,6 +52,8 @@ class Condensed:
     check : how far it was from the masked network when it was made, before any retraining.
     report : widths, parameters and multiply-adds before and after.
     origin : which network it comes from, and how.
+    cuts : what was cut, tensor by tensor.
+    shifts : by dotted name of a bias, what was added to it before it was cut.
     """
 
     model: nn.Module
@@ -51,21 +61,34 @@ class Condensed:
     check: Check
     report: Report
     origin: Origin
+    cuts: tuple[Cut, ...]
+    shifts: Mapping[str, Tensor]
 
     def original_index(self, layer: str, position: int) -> int:
-        """Return which unit of the original layer is the unit at `position` now.
+        """Return which channel of the original layer is the channel at `position` now.
+
+        Parameters
+        ----------
+        layer
+            Dotted name of a convolution or linear layer, alone or tied to others.
+        position
+            Of the channel in the condensed layer.
 
         Raises
         ------
         PlanError
             If there is no such layer or position.
         """
-        if layer not in self.report.widths:
-            raise PlanError(
-                f"the network has no layer {layer!r} with units: there are "
-                f"{', '.join(self.report.widths)}"
-            )
-        kept = self.plan.keep.get(layer, range(self.report.widths[layer][1]))
+        weights = dict(self.model.named_parameters(remove_duplicate=False))
+        weight = weights.get(f"{layer}.weight")
+        if weight is None:
+            known = [name.removesuffix(".weight") for name in weights if name.endswith(".weight")]
+            raise PlanError(f"the network has no layer {layer!r}: there are {', '.join(known)}")
+        axis = 1 if isinstance(self.model.get_submodule(layer), _ConvTransposeNd) else 0
+        kept: Sequence[int] = range(weight.shape[axis])
+        for cut in self.cuts:
+            if (cut.tensor, cut.axis) == (f"{layer}.weight", axis):
+                kept = cut.keep
         if not 0 <= position < len(kept):
             raise PlanError(
                 f"layer {layer!r} has no unit {position}: its {len(kept)} units are 0 to "
@@ -108,6 +131,7 @@ def condense(
     data: Iterable[Batch],
     *,
     removal: str = "zero",
+    border: str = "exact",
     device: torch.device | str | None = None,
     progress: bool = True,
 ) -> Condensed:
@@ -129,7 +153,12 @@ def condense(
         What consumers receive from a unit that is off: ``"zero"``; ``"mean"``, the unit's mean
         where they read it, in the original network; ``"parameters"``, what is left when the unit's
         own weights and bias are 0, such as a BatchNorm's shift. The latter two leave constants,
-        which fold exactly into the biases of linear layers and of convolutions without padding.
+        which go into the biases of the layers that read them.
+    border
+        What to do about constants in front of zero padding, of which the border sees fewer:
+        ``"exact"`` gives the convolution a kernel of one channel more, which it applies to ones;
+        ``"folded"`` puts what the middle sees into the bias, and the check says how far that is
+        from the masked network.
     device
         Where means and the masked network are computed; by default where the model is.
     progress
@@ -148,8 +177,8 @@ def condense(
     UnitError
         A layer of the plan has no units that can be removed, with the reason.
     CondenseError
-        The removal cannot be made exact, a tensor that would be cut is shared, parametrized or
-        grouped, or the result differs from the masked network.
+        The removal cannot be made exact, a tensor that would be cut is parametrized or would be
+        left empty, or the result differs from the masked network.
     DataError, ModelError, MethodError
         Data, model or removal cannot be used.
 
@@ -165,49 +194,112 @@ def condense(
     ((40165, 7227), (498750, 134140))
     """
     _check_arguments(model, plan)
-    wanted = check_removal(removal)
+    wanted, at_border = check_removal(removal), check_border(border)
     where = torch.device(device) if device is not None else _device_of(model)
-    cut = _copied(model)
     with evaluating(model):
         watching = _observed(model, data, where, progress)
-        space, runner = watching.space, watching.runner
-        cuts = cuts_for(plan, space, model)
-        off = {
-            layer.name: off_values(wanted, layer, runner, watching.examples)
-            for layer in track(
-                cut_layers(plan, space), label="measuring removed units", show=progress
-            )
-        }
-        shifts = bias_shifts(plan, space, off, runner, model)
-        made = tuple(name for name in shifts if name not in runner.tensors)
-        ends = _first_and_last(watching.examples)
-        operate(cut, cuts, shifts)
-        small = _runnable(cut, model, plan, space, made, ends[0])
-        check = verify(small, plan, space, off, runner, ends)
-        origin = Origin(
-            parent=model_digest(model),
-            model_class=type(model).__qualname__,
-            removal=wanted,
-            data=watching.examples.digest,
-            example_shape=tuple(ends[0].shape[1:]),
-            example_dtype=str(ends[0].dtype).removeprefix("torch."),
-            made_biases=made,
-            rewritten=small is not cut,
-        )
-        return Condensed(small, plan, check, _report(model, small, plan, space), origin)
+        return carried_out(plan, watching, wanted, at_border)
 
 
-def rebuilt(model: nn.Module, plan: Plan, space: UnitSpace, origin: Origin) -> nn.Module:
+def carried_out(
+    plan: Plan, watching: TracedObserver, removal: Removal, border: Border = "exact"
+) -> Condensed:
+    """Carry out a plan on a copy of the network that is watched, which is in evaluation mode."""
+    model, space, runner = watching.model, watching.space, watching.runner
+    cuts = cuts_for(plan, space, model)
+    label = "measuring removed units"
+    with reporting(label, 1, show=watching.progress) as advance:
+        off = off_constants(removal, cut_layers(plan, space), runner, watching.examples)
+        advance("")
+    gone = gone_classes(plan, space)
+    added = compensation(plan, space, off, runner, model, gone, border)
+    cut = _copied(model)
+    narrow = _narrow(cut, space, cuts, gone, added)
+    ends = _first_and_last(watching.examples)
+    small = _runnable(cut, narrow, model, space, ends[0].to(_device_of(model)))
+    check = verify(small, plan, space, off, runner, ends, exact=border == "exact")
+    origin = Origin(
+        parent=model_digest(model),
+        model_class=type(model).__qualname__,
+        removal=removal,
+        data=watching.examples.digest,
+        example_shape=tuple(ends[0].shape[1:]),
+        example_dtype=str(ends[0].dtype).removeprefix("torch."),
+        made=narrow.made,
+        rewritten=small is not cut,
+    )
+    report = _report(model, small, plan, space, narrow.graph)
+    return Condensed(small, plan, check, report, origin, cuts, added.shifts)
+
+
+@dataclass(frozen=True)
+class _Narrow:
+    """What surgery leaves: the traced forward pass, and the names of the tensors it made.
+
+    Attributes
+    ----------
+    graph : the forward pass with the numbers of what is left.
+    made : dotted names of made tensors.
+    swapped : whether torch's own layers use all that was made for them.
+    """
+
+    graph: Graph
+    made: tuple[str, ...]
+    swapped: bool
+
+
+def _narrow(
+    model: nn.Module, space: UnitSpace, cuts: tuple[Cut, ...], gone: Tensor, added: Compensation
+) -> _Narrow:
+    """Operate on `model`, and work out its forward pass."""
+    tensors = {**space.graph.constants, **named_tensors(model)}
+    biases = tuple(name for name in added.shifts if name not in tensors)
+    made = (*biases, *added.made)
+    narrowing = Narrowing(space.coupling, gone, tensors, frozenset(made))
+    graph = narrowed_graph(narrowing, biases)
+    fit = parts_fit(model, added.made)
+    operate(model, Changes(cuts, added.shifts, added.made, _groups(narrowing)))
+    if fit:
+        swap_parts(model, added.made)
+    return _Narrow(graph, made, fit)
+
+
+def _groups(narrowing: Narrowing) -> dict[str, int]:
+    """By dotted name of a convolution or GroupNorm that loses groups, how many are left."""
+    found = {}
+    for operation in narrowing.coupling.graph.operations:
+        is_grouped = operation.kind in {*CONVOLUTIONS, *TRANSPOSED, "group_norm"}
+        if is_grouped and operation.weights and narrowing.changes(operation.name):
+            owner = operation.weights[0].rpartition(".")[0]
+            found[owner] = groups_left(operation, narrowing)
+    return found
+
+
+def rebuilt(
+    model: nn.Module, plan: Plan, space: UnitSpace, origin: Origin, state: Mapping[str, Tensor]
+) -> tuple[nn.Module, tuple[Cut, ...]]:
     """Repeat on a model of the original architecture the surgery that `origin` describes.
 
-    `model` is edited; its weights keep no meaning until a state dict is loaded.
+    `model` is edited; its weights keep no meaning until `state` is loaded.
     """
+    tensors = named_tensors(model)
+    biases = [name for name in origin.made if name.endswith(".bias")]
+    shifts = {
+        name: torch.zeros(_rows(model, name.rpartition(".")[0]))
+        for name in biases
+        if name not in tensors
+    }
+    made = {name: torch.zeros_like(state[name]) for name in origin.made if name not in shifts}
     cuts = cuts_for(plan, space, model)
-    weights = {name: model.get_parameter(_weight_beside(name)) for name in origin.made_biases}
-    operate(model, cuts, {name: torch.zeros(len(weight)) for name, weight in weights.items()})
-    if not origin.rewritten:
-        return model
-    return Rewritten(model, rewritten_graph(plan, space, origin.made_biases))
+    added = Compensation(shifts, made)
+    narrow = _narrow(model, space, cuts, gone_classes(plan, space), added)
+    return (Rewritten(model, narrow.graph) if origin.rewritten else model), cuts
+
+
+def _rows(model: nn.Module, layer: str) -> int:
+    module = model.get_submodule(layer)
+    weight = module.get_parameter("weight")
+    return weight.shape[1] if isinstance(module, _ConvTransposeNd) else weight.shape[0]
 
 
 def probe(model: nn.Module, origin: Origin) -> Tensor:
@@ -254,30 +346,27 @@ def _observed(
         seed=0,
         device=where,
         progress=progress,
+        any_output=True,
     )
     assert isinstance(watching, TracedObserver)  # only removal="parameters" goes without a trace
     return watching
 
 
 def _runnable(
-    small: nn.Module,
-    model: nn.Module,
-    plan: Plan,
-    space: UnitSpace,
-    made: tuple[str, ...],
-    inputs: Tensor,
+    cut: nn.Module, narrow: _Narrow, model: nn.Module, space: UnitSpace, inputs: Tensor
 ) -> nn.Module:
-    """Return the copy after surgery, its forward pass rewritten if it holds a lost width."""
-    fixed = fixed_widths(plan, space)
-    inputs = inputs.to(_device_of(model))
-    with evaluating(small):
-        if not fixed or runs_as_it_is(small, inputs):
-            return small
-    check_training(model, space, inputs, fixed[0])
-    return Rewritten(small, rewritten_graph(plan, space, made))
+    """Return the copy after surgery, its forward pass rewritten if its Python cannot stay."""
+    rewritten = Rewritten(cut, narrow.graph)
+    with evaluating(cut), evaluating(rewritten):
+        if narrow.swapped and runs_as_it_is(cut, rewritten, inputs):
+            return cut
+    check_training(model, space.graph, inputs)
+    return rewritten
 
 
-def _report(model: nn.Module, small: nn.Module, plan: Plan, space: UnitSpace) -> Report:
+def _report(
+    model: nn.Module, small: nn.Module, plan: Plan, space: UnitSpace, graph: Graph
+) -> Report:
     widths: Mapping[str, tuple[int, int]] = {
         name: (layer.width, plan.widths_after.get(name, layer.width))
         for name, layer in space.layers.items()
@@ -286,7 +375,7 @@ def _report(model: nn.Module, small: nn.Module, plan: Plan, space: UnitSpace) ->
         parameters=(parameters(model), parameters(small)),
         multiply_adds=(
             multiply_adds_of(space.graph, named_tensors(model)),
-            multiply_adds_of(space.graph, named_tensors(small)),
+            multiply_adds_of(graph, named_tensors(small)),
         ),
         widths=widths,
     )
@@ -304,7 +393,3 @@ def _first_and_last(examples: Examples) -> tuple[Tensor, ...]:
 
 def _device_of(model: nn.Module) -> torch.device:
     return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-
-
-def _weight_beside(bias: str) -> str:
-    return f"{bias.rpartition('.')[0]}.weight"

@@ -16,7 +16,7 @@ from neurank.errors import FileError
 from neurank.files import Json
 from neurank.text import aligned, legible
 from neurank.units.graph import Graph, Operation, Ref
-from neurank.units.space import CONVOLUTIONS
+from neurank.units.rules import CONVOLUTIONS
 from neurank.units.trace import trace
 
 

@@ -73,14 +73,14 @@ def load(path: str | os.PathLike[str], factory: Callable[[], nn.Module]) -> Cond
     try:
         space = _space(model, saved)
         _check_widths(space, saved)
-        small = rebuilt(model, saved.plan, space, saved.origin)
+        small, cuts = rebuilt(model, saved.plan, space, saved.origin, saved.state)
         _fill(small, saved)
     except NeurankError as error:
         raise CondenseError(
             f"the factory does not build the {saved.origin.model_class} that {where} was condensed "
             f"from: {error}"
         ) from error
-    result = Condensed(small, saved.plan, saved.check, saved.report, saved.origin)
+    result = Condensed(small, saved.plan, saved.check, saved.report, saved.origin, cuts, shifts={})
     _check_probe(result, saved, where)
     return result
 

@@ -1,32 +1,31 @@
-"""A module that runs a traced forward pass: for forwards that hold a width as a number.
+"""A module that runs a traced forward pass: for forwards that hold numbers of units.
 
 ``x.view(-1, 320)`` means 20 maps of 4 x 4. After surgery that line fails or, worse, makes fewer
 examples of more: its Python cannot stay. The traced operations can, with the number replaced.
 """
 
 import copy
-from collections.abc import Collection, Mapping
-from dataclasses import replace
+from collections.abc import Mapping
 from functools import reduce
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from neurank.condense.plan import Plan
-from neurank.condense.surgery import cut_layers
 from neurank.errors import CondenseError
 from neurank.units.graph import Graph, Operation, Ref, Weight, map_leaves
-from neurank.units.space import UnitSpace
 from neurank.units.trace import logits_of
 
-_VIEWS = frozenset({"view", "reshape", "unsafe_view"})
 _DROPOUTS = frozenset({"dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout"})
 _TRAINING_ARGUMENT = {**dict.fromkeys(_DROPOUTS, 2), "batch_norm": 5}
 """Which argument of an operation says that it is training."""
 
 _SAME = 1e-6
 """Relative difference up to which two training passes in float32 count as one."""
+
+_ALIKE = {torch.float64: 1e-12, torch.float32: 1e-5}
+_ROUGHLY_ALIKE = 2e-2
+"""The same for a forward pass and its trace."""
 
 
 class Rewritten(nn.Module):
@@ -103,62 +102,26 @@ class Rewritten(nn.Module):
         return reduce(getattr, name.split("."), self)
 
 
-def rewritten_graph(plan: Plan, space: UnitSpace, biases: Collection[str]) -> Graph:
-    """Return the graph of the condensed network: new numbers in views, made biases read.
-
-    Parameters
-    ----------
-    plan, space : what is removed from which network.
-    biases : dotted names of the biases that surgery makes.
-    """
-    replaced: dict[str, Operation] = {}
-    for layer in cut_layers(plan, space):
-        kept = len(plan.keep[layer.name])
-        for operation in layer.bridge:
-            if fixed := _fixed_width(operation):
-                narrow = fixed // layer.width * kept
-                shape = [narrow if size == fixed else size for size in operation.args[1]]
-                arguments = (operation.args[0], shape, *operation.args[2:])
-                replaced[operation.name] = replace(operation, args=arguments)
-    for operation in space.graph.operations:
-        if operation.weights and (bias := _bias_beside(operation.weights[0])) in biases:
-            # args: input, weight, bias and, of a convolution, what follows
-            arguments = (*operation.args[:2], Weight(bias), *operation.args[3:])
-            replaced[operation.name] = replace(operation, args=arguments)
-    operations = tuple(
-        replaced.get(operation.name, operation) for operation in space.graph.operations
-    )
-    return replace(space.graph, operations=operations)
-
-
-def fixed_widths(plan: Plan, space: UnitSpace) -> tuple[Operation, ...]:
-    """Return the operations whose arguments hold the width of a layer that loses units."""
-    return tuple(
-        operation
-        for layer in cut_layers(plan, space)
-        for operation in layer.bridge
-        if _fixed_width(operation)
-    )
-
-
-def runs_as_it_is(model: nn.Module, inputs: Tensor) -> bool:
-    """Whether the forward pass of a condensed copy gives one row per example.
+def runs_as_it_is(model: nn.Module, rewritten: nn.Module, inputs: Tensor) -> bool:
+    """Whether the forward pass of a condensed copy does what its trace, rewritten, does.
 
     The trace shows a number where the Python code may have computed it: such code adapts.
     """
     for rows in (2, 3):
         few = inputs[torch.arange(rows, device=inputs.device) % len(inputs)]
-        try:
-            with torch.inference_mode():
-                outputs = logits_of(model(few))
-        except Exception:  # a shape that does not fit may end in any error of the user's code
-            return False
-        if len(outputs) != rows:
+        with torch.inference_mode():
+            wanted = logits_of(rewritten(few.clone()))
+            try:
+                found = logits_of(model(few.clone()))
+            except Exception:  # a shape that does not fit may end in any error of the user's code
+                return False
+        alike = _ALIKE.get(wanted.dtype, _ROUGHLY_ALIKE) * float(wanted.abs().max())
+        if found.shape != wanted.shape or not torch.allclose(found, wanted, rtol=0, atol=alike):
             return False
     return True
 
 
-def check_training(model: nn.Module, space: UnitSpace, inputs: Tensor, fixed: Operation) -> None:
+def check_training(model: nn.Module, graph: Graph, inputs: Tensor) -> None:
     """Check that the traced operations train as the module itself does, before surgery.
 
     One pass forwards and backwards in training mode, from one random state, must give the same
@@ -168,12 +131,12 @@ def check_training(model: nn.Module, space: UnitSpace, inputs: Tensor, fixed: Op
     Raises
     ------
     CondenseError
-        If it does not, naming the line that makes the rewriting necessary, `fixed`.
+        If it does not.
     """
     few = inputs[torch.arange(4, device=inputs.device) % len(inputs)]
     itself = copy.deepcopy(model).train()
     taken = copy.deepcopy(model)
-    traced = Rewritten(taken, space.graph).train()
+    traced = Rewritten(taken, graph).train()
     wanted, found = _training_pass(itself, few), _training_pass(traced, few)
     differing = [
         name
@@ -182,10 +145,10 @@ def check_training(model: nn.Module, space: UnitSpace, inputs: Tensor, fixed: Op
     ]
     if differing:
         raise CondenseError(
-            f"the forward pass holds the width {_fixed_width(fixed)} as a number (in "
-            f"`{fixed.line}`), so it has to be rewritten from its trace; but in training mode it "
-            "does something that the trace, taken in evaluation mode, does not show (seen in: "
-            f"{differing[0]}). Write x.flatten(1) there instead of the number, and condense again"
+            "the forward pass holds numbers of units that are removed, so it has to be rewritten "
+            "from its trace; but in training mode it does something that the trace, taken in "
+            f"evaluation mode, does not show (seen in: {differing[0]}). Write x.flatten(1) instead "
+            "of a number of features, and ask tensors for their sizes, and condense again"
         )
 
 
@@ -212,18 +175,6 @@ def _training_pass(model: nn.Module, inputs: Tensor) -> dict[str, Tensor]:
 
 def _tolerance(tensor: Tensor) -> float:
     return _SAME * float(tensor.detach().abs().max()) if tensor.numel() else 0.0
-
-
-def _fixed_width(operation: Operation) -> int:
-    """Return the flattened width that a view holds as a number, 0 if it holds none."""
-    if operation.kind not in _VIEWS or operation.shape is None:
-        return 0
-    width = operation.shape[-1]
-    return width if width in operation.args[1] and width is not None else 0
-
-
-def _bias_beside(weight: str) -> str:
-    return f"{weight.rpartition('.')[0]}.bias"
 
 
 def _is_torchs_own(module: nn.Module) -> bool:

@@ -36,7 +36,7 @@ class Origin:
     data : digest of the data that it was measured and verified on.
     example_shape : shape of one example.
     example_dtype : its type, such as ``"float32"``.
-    made_biases : dotted names of biases that the original does not have.
+    made : dotted names of tensors that the original does not have.
     rewritten : whether the forward pass was rewritten from its trace.
     """
 
@@ -46,7 +46,7 @@ class Origin:
     data: str
     example_shape: tuple[int, ...]
     example_dtype: str
-    made_biases: tuple[str, ...]
+    made: tuple[str, ...]
     rewritten: bool
 
     def examples(self, count: int) -> Tensor:
@@ -123,7 +123,7 @@ class Saved:
     @classmethod
     def _of(cls, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> "Saved":
         origin = metadata["origin"]
-        lists = ("example_shape", "made_biases")
+        lists = ("example_shape", "made")
         if not isinstance(getattr(torch, origin["example_dtype"], None), torch.dtype):
             raise FileError(f"{origin['example_dtype']!r} is no type of numbers")
         return cls(

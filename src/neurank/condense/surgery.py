@@ -1,21 +1,23 @@
 """Carrying a plan out on a copy of the model: the only place where a module is edited.
 
-A removed unit takes with it its row of the layer's weight and bias, its entry in every BatchNorm
-between the layer and its consumers, and its slice of the consumers' weights on their input side.
-Everything that can be refused is refused in `cuts_for`, before anything is changed.
+A removed unit takes with it everything that `Coupling` says belongs to it: its rows of the weights
+and biases of all layers it is computed by, its entries in normalisations, its columns in the
+layers that read it. Everything that can be refused is refused in `cuts_for`, before anything is
+changed.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from neurank.condense.parts import PARTS
 from neurank.condense.plan import Plan
 from neurank.errors import CondenseError, PlanError
 from neurank.units.graph import Operation, Ref, Weight
-from neurank.units.space import CONVOLUTIONS, Layer, UnitSpace
+from neurank.units.space import Layer, UnitSpace
 
 
 @dataclass(frozen=True)
@@ -34,32 +36,75 @@ class Cut:
     keep: tuple[int, ...]
 
 
-def cuts_for(plan: Plan, space: UnitSpace, model: nn.Module) -> tuple[Cut, ...]:
-    """Work out every cut that a plan asks for, and refuse what cannot be cut; change nothing.
+@dataclass(frozen=True)
+class Changes:
+    """What becomes of a module's tensors and settings.
+
+    Attributes
+    ----------
+    cuts : what is cut.
+    shifts : by dotted name of a bias, what is added to it before it is cut; a bias that is not
+        there is made.
+    made : tensors that are not there before, by dotted name, cut already: the ``constant`` of a
+        convolution, a parameter, and the ``removed`` of a normalisation, a buffer.
+    groups : by dotted name of a convolution or GroupNorm, how many groups are left.
+    """
+
+    cuts: tuple[Cut, ...]
+    shifts: Mapping[str, Tensor]
+    made: Mapping[str, Tensor]
+    groups: Mapping[str, int]
+
+
+def gone_classes(plan: Plan, space: UnitSpace) -> Tensor:
+    """Say of each class of elements (see `Coupling`) whether the plan removes it; (classes,) bool.
 
     Raises
     ------
     UnitError
         If a layer is not in the network, or its units cannot be removed.
     PlanError
-        If a layer has another width than the plan says, or holds the network's outputs.
-    CondenseError
-        If a tensor that would be cut is shared, parametrized or grouped.
+        If a layer has another width than the plan says, holds the network's outputs, or is tied
+        to one that comes before it.
     """
-    cuts: list[Cut] = []
+    gone = torch.zeros(int(space.coupling.classes.max()) + 1, dtype=torch.bool)
     for name in plan.keep:
-        if name not in space.layers:  # a tied weight may be traced under its other name
-            refuse_shared(f"{name}.weight", space, model)
         layer = space[name]
+        if layer.name != name:
+            raise PlanError(
+                f"the units of layer {name!r} are tied to those of {layer.name!r}: plan for "
+                f"{layer.name!r}, which stands for {', '.join(layer.members)}"
+            )
         _check_width(layer, plan)
-        if plan.removed(name):
-            cuts.extend(_cuts_of(layer, plan.keep[name]))
-            _refuse_computed_bias(layer)
-            for operation in (layer.producer, *layer.consumers):
-                _refuse_groups(operation, name)
-    for cut in cuts:
-        refuse_shared(cut.tensor, space, model)
-        _refuse_parametrized(cut.tensor, model)
+        gone[[layer.classes[unit] for unit in plan.removed(name)]] = True
+    return gone
+
+
+def cuts_for(plan: Plan, space: UnitSpace, model: nn.Module) -> tuple[Cut, ...]:
+    """Work out every cut that a plan asks for, and refuse what cannot be cut; change nothing.
+
+    Raises
+    ------
+    UnitError, PlanError
+        As for `gone_classes`.
+    CondenseError
+        If a tensor that would be cut is parametrized, or would be left empty.
+    """
+    gone = gone_classes(plan, space)
+    for layer in cut_layers(plan, space):
+        _refuse_computed_bias(layer)
+    cuts = []
+    for slots in space.coupling.slots:
+        stays = ~gone[space.coupling.classes[slots.atoms]]
+        if bool(stays.all()):
+            continue
+        if not bool(stays.any()):
+            raise CondenseError(
+                f"the plan leaves nothing of {slots.tensor!r}: layers that are tied to others may "
+                "lose all their own units while the others keep some. Keep at least one of them"
+            )
+        _refuse_parametrized(slots.tensor, model)
+        cuts.append(Cut(slots.tensor, slots.axis, tuple(torch.nonzero(stays)[:, 0].tolist())))
     return tuple(cuts)
 
 
@@ -72,43 +117,49 @@ def cut_layers(plan: Plan, space: UnitSpace) -> tuple[Layer, ...]:
     )
 
 
-def operate(model: nn.Module, cuts: Sequence[Cut], shifts: Mapping[str, Tensor]) -> None:
-    """Edit `model` in place: shift biases while the weights are whole, then cut.
+def operate(model: nn.Module, changes: Changes) -> None:
+    """Edit `model` in place: shift biases while the weights are whole, cut, then add what is new.
 
     Parameters
     ----------
     model : a copy that nobody else holds.
-    cuts : from `cuts_for`.
-    shifts : by dotted name of a bias, what is added to it; a bias that is not there is made.
+    changes : what to do.
     """
     tensors = named_tensors(model)
     changed: dict[str, Tensor] = {}
     with torch.no_grad():
-        for name, shift in shifts.items():
+        for name, shift in changes.shifts.items():
             changed[name] = _shifted(tensors, name, shift)
-        for cut in (*cuts, *_cuts_of_made(cuts, shifts, tensors)):
+        for cut in (*changes.cuts, *_cuts_of_made(changes, tensors)):
             before = changed.get(cut.tensor, tensors.get(cut.tensor))
             if before is None:
                 raise CondenseError(f"the model has no tensor {cut.tensor!r} that could be cut")
             keep = torch.tensor(cut.keep, device=before.device)
             changed[cut.tensor] = before.index_select(cut.axis, keep).contiguous()
     for name, tensor in changed.items():
-        _install(model, name, tensor)
+        _install(model, name, tensor, tensors)
+    for name, groups in changes.groups.items():
+        _regroup(model.get_submodule(name), groups)
     for owner in dict.fromkeys(name.rpartition(".")[0] for name in changed):
         _note_widths(model.get_submodule(owner))
+    for name, tensor in changes.made.items():
+        _add(model, name, tensor)
 
 
-def refuse_shared(name: str, space: UnitSpace, model: nn.Module) -> None:
-    """Refuse to change a tensor that has a second name or a second reader."""
-    tensors = named_tensors(model)
-    names = {other for other, tensor in tensors.items() if tensor is tensors.get(name)}
-    readers = [operation for operation in space.graph.operations if name in operation.weights]
-    if len(names) > 1 or len(readers) > 1:
-        shared = ", ".join(sorted(names)) + f", read by {len(readers)} operations"
-        raise CondenseError(
-            f"{name!r} would have to change for one layer and stay for another ({shared}): give "
-            "each layer a tensor of its own, or leave the layer out of the plan"
-        )
+def parts_fit(model: nn.Module, made: Iterable[str]) -> bool:
+    """Whether every tensor that is made belongs to a layer of torch's own, which can take it."""
+    return all(
+        (type(model.get_submodule(owner)), attribute) in PARTS
+        for owner, _, attribute in (name.rpartition(".") for name in made)
+    )
+
+
+def swap_parts(model: nn.Module, made: Iterable[str]) -> None:
+    """Let layers of torch's own use the tensors that were made for them."""
+    for name in made:
+        owner, _, attribute = name.rpartition(".")
+        module = model.get_submodule(owner)
+        module.__class__ = PARTS[type(module), attribute]
 
 
 def _check_width(layer: Layer, plan: Plan) -> None:
@@ -125,58 +176,13 @@ def _check_width(layer: Layer, plan: Plan) -> None:
         )
 
 
-def _cuts_of(layer: Layer, keep: tuple[int, ...]) -> Iterator[Cut]:
-    for name in (layer.weight, layer.bias):
-        if name is not None:
-            yield Cut(name, 0, keep)
-    for operation in layer.bridge:
-        channels = (operation.shape or ())[1]
-        assert channels is not None
-        for name in operation.weights:
-            yield Cut(name, 0, in_blocks(keep, channels // layer.width))
-    for consumer in layer.consumers:
-        yield Cut(consumer.weights[0], 1, in_blocks(keep, _positions(layer, consumer)))
-
-
-def _positions(layer: Layer, consumer: Operation) -> int:
-    """How many inputs of the consumer belong to one unit: more than one behind a flattening."""
-    if consumer.kind in CONVOLUTIONS or not layer.bridge:
-        return 1
-    features = (layer.bridge[-1].shape or ())[1]
-    assert features is not None
-    return features // layer.width
-
-
-def in_blocks(keep: Sequence[int], positions: int) -> tuple[int, ...]:
-    """Return the indices of the kept units' blocks where every unit has `positions` entries.
-
-    Example
-    -------
-    >>> in_blocks((0, 2), 3)
-    (0, 1, 2, 6, 7, 8)
-    """
-    return tuple(unit * positions + place for unit in keep for place in range(positions))
-
-
-def _refuse_groups(operation: Operation, layer: str) -> None:
-    if operation.kind not in CONVOLUTIONS:
-        return
-    groups = operation.args[6] if len(operation.args) > 6 else operation.kwargs.get("groups", 1)
-    if groups != 1:
-        name = operation.weights[0].rpartition(".")[0]
-        raise CondenseError(
-            f"the units of layer {layer!r} cannot be removed: {name!r} is a convolution in "
-            f"{groups} groups, whose channels belong together group by group. Leave {layer!r} "
-            "out of the plan"
-        )
-
-
 def _refuse_computed_bias(layer: Layer) -> None:
-    if isinstance((*layer.producer.args, None, None)[2], Ref):
-        raise CondenseError(
-            f"the bias of layer {layer.name!r} is computed in the forward pass "
-            f"({layer.producer.line}), so it cannot be cut: make it a parameter of the layer"
-        )
+    for producer in layer.producers:
+        if isinstance((*producer.args, None, None)[2], Ref):
+            raise CondenseError(
+                f"the bias of layer {layer.name!r} is computed in the forward pass "
+                f"({producer.line}), so it cannot be cut: make it a parameter of the layer"
+            )
 
 
 def _refuse_parametrized(tensor: str, model: nn.Module) -> None:
@@ -205,40 +211,82 @@ def _shifted(tensors: Mapping[str, Tensor], name: str, shift: Tensor) -> Tensor:
     return (whole if bias is None else bias.to(torch.float64) + whole).to(like.dtype).clone()
 
 
-def _cuts_of_made(
-    cuts: Sequence[Cut], shifts: Mapping[str, Tensor], tensors: Mapping[str, Tensor]
-) -> Iterator[Cut]:
+def _cuts_of_made(changes: Changes, tensors: Mapping[str, Tensor]) -> Sequence[Cut]:
     """Cut a bias that is made as the weight beside it, where the consumer loses units, too."""
-    rows = {cut.tensor: cut for cut in cuts if cut.axis == 0}
-    for name in shifts:
+    rows = {cut.tensor: cut for cut in changes.cuts if cut.axis == 0}
+    found = []
+    for name in changes.shifts:
         cut = rows.get(f"{name.rpartition('.')[0]}.weight")
         if name not in tensors and cut is not None:
-            yield Cut(name, 0, cut.keep)
+            found.append(Cut(name, 0, cut.keep))
+    return found
 
 
-def _install(model: nn.Module, name: str, tensor: Tensor) -> None:
+def _install(model: nn.Module, name: str, tensor: Tensor, before: Mapping[str, Tensor]) -> None:
+    """Put a tensor in its place, under each name that the one before had: ties stay ties."""
+    old = before.get(name)
+    if old is None:
+        trains = model.get_submodule(name.rpartition(".")[0]).get_parameter("weight").requires_grad
+        new: Tensor = nn.Parameter(tensor, requires_grad=trains)
+        names = [name]
+    else:
+        is_parameter = isinstance(old, nn.Parameter)
+        new = nn.Parameter(tensor, requires_grad=old.requires_grad) if is_parameter else tensor
+        names = [other for other, it in before.items() if it is old]
+    for each in names:
+        path, _, attribute = each.rpartition(".")
+        owner = model.get_submodule(path)
+        if isinstance(new, nn.Parameter):
+            owner.register_parameter(attribute, new)
+        else:
+            setattr(owner, attribute, new)
+
+
+def _add(model: nn.Module, name: str, tensor: Tensor) -> None:
+    """Give a layer a tensor that it did not have: a kernel to train, or counts to keep."""
     path, _, attribute = name.rpartition(".")
     owner = model.get_submodule(path)
-    before = getattr(owner, attribute)
-    if before is None:
+    tensor = tensor.to(next((it.device for it in model.parameters()), tensor.device))
+    if attribute == "constant":
         trains = owner.get_parameter("weight").requires_grad
         owner.register_parameter(attribute, nn.Parameter(tensor, requires_grad=trains))
-    elif isinstance(before, nn.Parameter):
-        setattr(owner, attribute, nn.Parameter(tensor, requires_grad=before.requires_grad))
     else:
-        setattr(owner, attribute, tensor)
+        owner.register_buffer(attribute, tensor)
+
+
+def _regroup(module: nn.Module, groups: int) -> None:
+    if isinstance(module, nn.GroupNorm):
+        module.num_groups = groups
+    elif isinstance(getattr(module, "groups", None), int):
+        module.groups = groups  # type: ignore[assignment]  # a number, as it was
+
+
+_CONVOLUTIONS = nn.Conv1d | nn.Conv2d | nn.Conv3d
+_TRANSPOSED = nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
 
 
 def _note_widths(module: nn.Module) -> None:
     """Bring the numbers that torch's own layers keep beside their weights up to date."""
     weight = getattr(module, "weight", None)
-    if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d):
-        assert isinstance(weight, Tensor)
-        module.out_channels, module.in_channels = weight.shape[0], weight.shape[1] * module.groups
+    if isinstance(module, _CONVOLUTIONS):
+        module.out_channels = module.weight.shape[0]
+        module.in_channels = module.weight.shape[1] * module.groups
+    elif isinstance(module, _TRANSPOSED):
+        module.in_channels = module.weight.shape[0]
+        module.out_channels = module.weight.shape[1] * module.groups
     elif isinstance(module, nn.Linear):
         module.out_features, module.in_features = module.weight.shape
-    elif isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None:
-        module.num_features = len(module.running_mean)
+    elif isinstance(module, nn.modules.batchnorm._NormBase):
+        kept = module.running_mean if module.running_mean is not None else weight
+        module.num_features = module.num_features if kept is None else len(kept)
+    elif isinstance(module, nn.LayerNorm) and weight is not None:
+        module.normalized_shape = tuple(weight.shape)
+    elif isinstance(module, nn.GroupNorm) and weight is not None:
+        module.num_channels = len(weight)
+    elif isinstance(module, nn.PReLU):
+        module.num_parameters = len(module.weight)
+    elif isinstance(module, nn.Embedding):
+        module.embedding_dim = module.weight.shape[1]
 
 
 def bias_of(consumer: Operation, model: nn.Module) -> str:
@@ -252,9 +300,9 @@ def bias_of(consumer: Operation, model: nn.Module) -> str:
     bias = consumer.args[2] if len(consumer.args) > 2 else consumer.kwargs.get("bias")
     if isinstance(bias, Weight):
         return bias.name
-    name = consumer.weights[0].rpartition(".")[0]
+    name = consumer.weights[0].rpartition(".")[0] if consumer.weights else consumer.module
     owner = model.get_submodule(name)
-    torchs_own = isinstance(owner, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d)
+    torchs_own = isinstance(owner, nn.Linear | _CONVOLUTIONS | _TRANSPOSED)
     without = getattr(owner, "bias", None) is None
     if bias is not None or not (torchs_own and without and consumer.module == name):
         raise CondenseError(

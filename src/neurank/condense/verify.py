@@ -6,6 +6,7 @@ the constant of its BatchNorm there; the mean of a later layer does not follow w
 earlier units does to it.
 """
 
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -19,8 +20,8 @@ from neurank.condense.surgery import cut_layers
 from neurank.errors import CondenseError
 from neurank.modes import evaluating
 from neurank.observe.execution import Runner
-from neurank.observe.removal import unit_view
-from neurank.units.space import Layer, UnitSpace
+from neurank.observe.masking import masked, off_tensors, on_name
+from neurank.units.space import UnitSpace
 from neurank.units.trace import logits_of
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5}
@@ -48,6 +49,11 @@ class Check:
 
     def __str__(self) -> str:
         """Say it in a line."""
+        if math.isinf(self.tolerance):
+            return (
+                f"condensed differs from masked by {self.max_error:.1e} of the largest output, "
+                f"since constants were folded in front of padding ({self.examples} examples)"
+            )
         return (
             f"condensed = masked to {self.max_error:.1e} of the largest output "
             f"({self.examples} examples, {self.tolerance:.0e} allowed)"
@@ -55,7 +61,11 @@ class Check:
 
 
 def masked_logits(
-    plan: Plan, space: UnitSpace, off: Mapping[str, Tensor], runner: Runner, inputs: Tensor
+    plan: Plan,
+    space: UnitSpace,
+    off: Mapping[str, Sequence[Tensor]],
+    runner: Runner,
+    inputs: Tensor,
 ) -> Tensor:
     """Run the original network with the plan's units off.
 
@@ -63,35 +73,38 @@ def masked_logits(
     ----------
     plan : which units are removed.
     space, runner : the original network.
-    off : by layer, (units, positions), what consumers receive from units that are off.
+    off : by layer, for each of its reads what is received for entries that are off.
     inputs : a batch.
 
     Returns
     -------
     Tensor
-        (examples, classes).
+        (examples, classes), or whatever the network returns.
     """
-    read_at = {layer.read: layer for layer in cut_layers(plan, space)}
-    graph = space.graph
-    results = {graph.input: inputs}
-    for operation in graph.needed_for((graph.output,)):
-        kept = (*results, operation.name)
-        results = runner.run((operation,), results, len(inputs), kept)
-        layer = read_at.get(operation.name)
-        if layer is not None:
-            read = results[operation.name]
-            removed = plan.removed(layer.name)
-            results[operation.name] = _switched_off(read, layer, removed, off[layer.name])
-    return results[graph.output]
+    layers = cut_layers(plan, space)
+    graph = masked(space.graph, layers)
+    tensors = dict(runner.tensors)
+    known = {graph.input: inputs}
+    for layer in layers:
+        on = torch.ones(1, layer.width, dtype=torch.bool, device=inputs.device)
+        on[:, list(plan.removed(layer.name))] = False
+        known[on_name(layer)] = on
+        tensors.update(off_tensors(layer, off[layer.name]))
+    running = Runner(graph, tensors)
+    needed = graph.needed_for((graph.output,), known=known)
+    output: Tensor = running.run(needed, known, len(inputs), (graph.output,))[graph.output]
+    return output
 
 
 def verify(
     small: nn.Module,
     plan: Plan,
     space: UnitSpace,
-    off: Mapping[str, Tensor],
+    off: Mapping[str, Sequence[Tensor]],
     runner: Runner,
     batches: Sequence[Tensor],
+    *,
+    exact: bool = True,
 ) -> Check:
     """Compare the condensed network with the masked one, in evaluation mode.
 
@@ -100,6 +113,7 @@ def verify(
     small : the condensed network.
     plan, space, off, runner : as for `masked_logits`.
     batches : inputs; the comparison is made at two batch sizes at least.
+    exact : whether they must be equal, not only compared.
 
     Raises
     ------
@@ -121,13 +135,14 @@ def verify(
                     f"examples, the masked one {tuple(wanted.shape)}: forward() depends on the "
                     "number of units in a way that the trace does not show"
                 )
-            exact = wanted.to(torch.float64)
-            largest = max(largest, float(exact.abs().max()))
-            difference = _larger(difference, float((found.to(torch.float64) - exact).abs().max()))
+            precise = wanted.to(torch.float64)
+            largest = max(largest, float(precise.abs().max()))
+            apart = (found.to(torch.float64) - precise).abs().max()
+            difference = _larger(difference, float(apart))
             examples += len(inputs)
             dtype = wanted.dtype
     error = difference / (largest or 1.0)
-    tolerance = TOLERANCE.get(dtype, ROUGH_TOLERANCE)
+    tolerance = TOLERANCE.get(dtype, ROUGH_TOLERANCE) if exact else math.inf
     if not error <= tolerance:  # NaN is not
         raise CondenseError(
             f"the condensed network differs from the masked one by {error:.1e} of the largest "
@@ -136,12 +151,6 @@ def verify(
             "weights. The model is untouched"
         )
     return Check(error, tolerance, examples, time.perf_counter() - started)
-
-
-def _switched_off(read: Tensor, layer: Layer, removed: Sequence[int], off: Tensor) -> Tensor:
-    masked = unit_view(read, layer.width).clone()
-    masked[:, list(removed)] = off[list(removed)].to(masked.dtype)
-    return masked.reshape(read.shape)
 
 
 def _two_sizes(batches: Sequence[Tensor]) -> Iterator[Tensor]:

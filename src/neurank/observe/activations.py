@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from neurank.errors import MethodError, UnitError
 from neurank.modes import evaluating
 from neurank.observe.execution import runner
-from neurank.units.channelwise import NONLINEAR
+from neurank.units.channelwise import NONLINEAR, is_channelwise
+from neurank.units.graph import Graph
 from neurank.units.space import Layer, unit_space
 from neurank.units.trace import trace
 
@@ -59,7 +60,7 @@ def layer_maps(model: nn.Module, layer: str, inputs: Tensor, *, point: Point = "
     with evaluating(model), torch.no_grad():
         graph = trace(model, pictures)
         found = unit_space(graph, model)[layer]
-        (maps,) = runner(graph, model, device).forward(pictures, _name_at(found, point))
+        (maps,) = runner(graph, model, device).forward(pictures, _name_at(found, point, graph))
     if maps.ndim != 4:
         raise UnitError(
             f"layer {layer!r} has no maps to show, its result has the shape {tuple(maps.shape)}: "
@@ -68,13 +69,18 @@ def layer_maps(model: nn.Module, layer: str, inputs: Tensor, *, point: Point = "
     return maps.cpu()
 
 
-def _name_at(layer: Layer, point: Point) -> str:
-    """Name the result to read."""
+def _name_at(layer: Layer, point: Point, graph: Graph) -> str:
+    """Name the result to read: the layer's own, or that of the first nonlinearity behind it."""
+    name = layer.producers[0].name
     if point == "before":
-        return layer.producer.name
-    for operation in layer.bridge:
+        return name
+    while len(graph.readers[name]) == 1:
+        operation = graph.readers[name][0]
         if operation.kind in NONLINEAR:
             return operation.name
+        if not is_channelwise(operation, name, graph):
+            break
+        name = operation.name
     raise UnitError(
         f"no nonlinearity follows layer {layer.name!r} before it is read: ask for point='before'"
     )

@@ -22,7 +22,7 @@ from neurank.observe.kernels.chains import chain_marginals
 from neurank.observe.kernels.coalitions import coalition_values
 from neurank.observe.kernels.power_set import power_set_shapley
 from neurank.units.graph import Operation
-from neurank.units.space import CONVOLUTIONS
+from neurank.units.rules import CONVOLUTIONS
 
 
 @dataclass(frozen=True)

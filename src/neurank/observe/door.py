@@ -80,12 +80,16 @@ def _relative_error(found: Tensor, wanted: Tensor) -> float:
     return float((found - wanted).abs().max()) / scale
 
 
-def repeatable_outputs(model: nn.Module, inputs: Tensor) -> Tensor:
-    """Run the model twice on one batch; refuse what is random, not finite or not logits."""
+def repeatable_outputs(model: nn.Module, inputs: Tensor, *, any_shape: bool = False) -> Tensor:
+    """Run the model twice on one batch; refuse what is random, not finite or not logits.
+
+    With `any_shape` any tensor will do whose first axis is the examples, such as maps.
+    """
     with torch.inference_mode():
         # Copies, since forward() may overwrite its input, which is the user's.
         first, second = (logits_of(model(inputs.clone())) for _ in range(2))
-    if not isinstance(first, Tensor) or first.ndim != 2 or len(first) != len(inputs):
+    is_right = isinstance(first, Tensor) and (any_shape or first.ndim == 2)
+    if not is_right or len(first) != len(inputs):
         shape = tuple(first.shape) if isinstance(first, Tensor) else type(first).__name__
         raise ModelError(
             f"the model returns {shape} for {len(inputs)} examples: logits of shape "
@@ -97,7 +101,8 @@ def repeatable_outputs(model: nn.Module, inputs: Tensor) -> Tensor:
             "the model gives two different outputs for the same inputs, although it is in "
             "evaluation mode: turn off a dropout that is always on, or noise in forward()"
         )
-    return first
+    outputs: Tensor = first
+    return outputs
 
 
 def _check_finite(outputs: Tensor, where: str) -> None:

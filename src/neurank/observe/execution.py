@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from neurank.units.graph import Graph, Operation, Ref, Weight, map_leaves, reads_only_shape
-from neurank.units.space import CONVOLUTIONS
+from neurank.units.rules import CONVOLUTIONS
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from neurank.observe.execution import Runner
 from neurank.observe.hooks import units_off
+from neurank.observe.masking import MaskedSuffix, on_name
 from neurank.observe.value import Value, evaluate
 from neurank.units.split import Split
 from neurank.units.trace import logits_of
@@ -258,6 +259,40 @@ class SuffixGame(Game):
         output = self.runner.graph.output
         logits: Tensor = self.runner.run(self.split.suffix, known, len(start), (output,))[output]
         return logits
+
+
+@dataclass(frozen=True)
+class CoupledGame(Game):
+    """The units are switched wherever they are read; all below the first read is run again.
+
+    Attributes
+    ----------
+    split : what is run again.
+    runner : its graph and weights, with what is received for units that are off.
+    side : results that it reads besides, (examples, ...) each.
+    """
+
+    split: MaskedSuffix
+    runner: Runner
+    side: Mapping[str, Tensor]
+
+    def logits(self, rows: Tensor, masks: Tensor) -> Tensor:
+        """Compute the logits of example ``rows[i]`` with the units of ``masks[i]`` on."""
+        known = {name: tensor[rows] for name, tensor in self.side.items()}
+        known[on_name(self.split.layer)] = masks
+        output = self.runner.graph.output
+        logits: Tensor = self.runner.run(self.split.suffix, known, len(rows), (output,))[output]
+        return logits
+
+    @property
+    def operations_per_coalition(self) -> int:
+        """Roughly how many multiply-adds one coalition costs."""
+        return self.floats_per_coalition + self.runner.multiply_adds(self.split.suffix)
+
+    @property
+    def floats_per_coalition(self) -> int:
+        """How many numbers one coalition starts from."""
+        return sum(tensor[0].numel() for tensor in self.side.values())
 
 
 @dataclass(frozen=True)

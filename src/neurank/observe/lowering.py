@@ -9,7 +9,7 @@ from torch import Tensor
 
 from neurank.observe.execution import Runner, weight_and_bias
 from neurank.units.graph import Operation, Ref, Weight
-from neurank.units.space import CONVOLUTIONS
+from neurank.units.rules import CONVOLUTIONS
 
 
 def lowered(suffix: tuple[Operation, ...], runner: Runner) -> tuple[tuple[Operation, ...], Runner]:

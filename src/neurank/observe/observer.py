@@ -29,17 +29,18 @@ from neurank.observe.door import (
 )
 from neurank.observe.examples import Batch, Examples, check_examples
 from neurank.observe.execution import Runner, runner
-from neurank.observe.game import FullGame, Game, SuffixGame
+from neurank.observe.game import CoupledGame, FullGame, Game, SuffixGame
 from neurank.observe.head import Head, read_head
 from neurank.observe.hooks import calls_recorded
 from neurank.observe.lowering import in_bfloat16, lowered
+from neurank.observe.masking import MaskedSuffix, masked_suffix, off_tensors
 from neurank.observe.outputs import OutputGame
-from neurank.observe.removal import Removal, off_values, unit_view
-from neurank.observe.switchboard import Switchboard, switchboard
+from neurank.observe.removal import Removal, off_constants, off_values, unit_view
+from neurank.observe.switchboard import Switchboard, coupled_switchboard, switchboard
 from neurank.observe.value import Value, counted, is_accuracy
 from neurank.progress import reporting
 from neurank.text import legible
-from neurank.units.space import UnitSpace, unit_space
+from neurank.units.space import Chain, UnitSpace, unit_space
 from neurank.units.split import Split, split_at, suffix_split
 from neurank.units.trace import logits_of, trace
 
@@ -85,6 +86,20 @@ class Chunk:
 
 
 @dataclass(frozen=True)
+class UnitWeights:
+    """The incoming weights of units in one of the layers that compute them.
+
+    Attributes
+    ----------
+    weight : (rows, ...).
+    units : for each row, the unit that it belongs to; -1 if it belongs to none.
+    """
+
+    weight: Tensor
+    units: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Observer(ABC):
     """What a ranker may ask.
 
@@ -118,8 +133,8 @@ class Observer(ABC):
         """Return the number of units of a layer."""
 
     @abstractmethod
-    def weight(self, layer: str) -> Tensor:
-        """Return the weights of a layer, units first."""
+    def weights(self, layer: str) -> tuple["UnitWeights", ...]:
+        """Return the weights of a layer and of all that it is tied to."""
 
     @abstractmethod
     def ways(self, layer: str) -> tuple[str, ...]:
@@ -220,12 +235,17 @@ class TracedObserver(Observer):
         """Return the number of units of a layer."""
         return self.space[layer].width
 
-    def weight(self, layer: str) -> Tensor:
-        """Return the weights of a layer, units first."""
-        return self.runner.tensors[self.space[layer].weight]
+    def weights(self, layer: str) -> tuple["UnitWeights", ...]:
+        """Return the weights of a layer and of all that it is tied to."""
+        return tuple(
+            UnitWeights(self.runner.tensors[rows.tensor].movedim(rows.axis, 0), rows.units)
+            for rows in self.space.rows(layer)
+        )
 
     def ways(self, layer: str) -> tuple[str, ...]:
         """Say how coalitions of the layer can become logits, the usual way first."""
+        if not isinstance(self.space[layer], Chain):
+            return (SUFFIX,)
         split = self._split(layer)
         if self._has_closed_form(split):
             return (CLOSED_FORM,)
@@ -255,18 +275,24 @@ class TracedObserver(Observer):
 
     def chunks(self, layer: str) -> int:
         """Into how many chunks the examples of a layer's game are cut, at most."""
-        size = self._chunk_size(self._split(layer))
+        size = self._examples_at_once(layer)
         return sum(-(-count // size) for count in self.examples.sizes)
 
     def switchboard(self, layer: str) -> Switchboard:
         """Set up training of an importance switch on a layer."""
-        return switchboard(self.space[layer], self.runner, self.examples)
+        found = self.space[layer]
+        if isinstance(found, Chain):
+            return switchboard(found, self.runner, self.examples)
+        return coupled_switchboard(self._masked(layer), self.runner, self.examples)
 
     def _plays(self, layer: str, way: str, most: int | None = None) -> Iterator[Callable[[], Game]]:
+        if not isinstance(self.space[layer], Chain):
+            yield from self._coupled_plays(layer, most)
+            return
         split = self._split(layer)
         size = min(self._chunk_size(split), most or self.examples.count)
         if way == SUFFIX and split.consumer is not None:
-            split = suffix_split(self.space.graph, self.space[layer])
+            split = suffix_split(self.space.graph, self._chain(layer))
         off = off_values(self.removal, split.layer, self.runner, self.examples)
         head = read_head(split, self.runner) if way == COMPILED else None
         suffix, runner = lowered(split.suffix, self.runner)
@@ -288,6 +314,68 @@ class TracedObserver(Observer):
                     first + start,
                 )
             first += len(targets)
+
+    def _coupled_plays(self, layer: str, most: int | None) -> Iterator[Callable[[], Game]]:
+        """Set up the game of units that are read in several places, chunk by chunk."""
+        split = self._masked(layer)
+        off = off_constants(self.removal, (split.layer,), self.runner, self.examples)
+        constants = off_tensors(split.layer, off[layer])
+        running = Runner(split.graph, {**self.runner.tensors, **constants})
+        suffix, running = lowered(split.suffix, running)
+        if self.precision == "bfloat16":
+            suffix, running = in_bfloat16(suffix, running)
+        split = replace(split, suffix=suffix)
+        size = min(self._examples_at_once(layer), most or self.examples.count)
+        first = 0
+        for inputs, targets in self.examples:
+            for start in range(0, len(targets), size):
+                rows = slice(start, start + size)
+                yield partial(
+                    self._coupled_play, split, running, inputs[rows], targets[rows], first + start
+                )
+            first += len(targets)
+
+    def _coupled_play(
+        self, split: MaskedSuffix, running: Runner, inputs: Tensor, targets: Tensor, first: int
+    ) -> Game:
+        wanted = counted(self.value, targets)
+        found = self.runner.forward(inputs, *split.side) if split.side else ()
+        side = {name: it[wanted] for name, it in zip(split.side, found, strict=True)}
+        for name, result in side.items():
+            if result.is_floating_point() and not bool(torch.isfinite(result).all()):
+                raise ModelError(
+                    f"{name!r}, which the network below layer {split.layer.name!r} reads, is NaN "
+                    f"or infinite on the examples from {first} on: check the weights and the scale "
+                    "of the inputs"
+                )
+        count = int(wanted.sum())
+        return CoupledGame(
+            layer=split.layer.name,
+            numbers=first + torch.nonzero(wanted)[:, 0].cpu(),
+            value=self.value,
+            targets=targets[wanted],
+            active=torch.ones(
+                count, split.layer.width, dtype=torch.bool, device=self.examples.device
+            ),
+            split=split,
+            runner=running,
+            side=side,
+        )
+
+    def _masked(self, layer: str) -> MaskedSuffix:
+        inputs, _ = next(iter(self.examples))
+        return masked_suffix(self.space[layer], self.runner, self.space.coupling, inputs)
+
+    def _examples_at_once(self, layer: str) -> int:
+        if isinstance(self.space[layer], Chain):
+            return self._chunk_size(self._split(layer))
+        graph = self.space.graph
+        shapes = (
+            graph.input_shape if name == graph.input else self._shape(name)
+            for name in self._masked(layer).side
+        )
+        floats = sum(prod(size or 1 for size in shape) for shape in shapes)
+        return max(1, self.memory // (_LARGEST_FLOAT * 2 * max(floats, 1)))
 
     def _chunk_size(self, split: Split) -> int:
         """How many examples fit into memory: what is read of each, contributions and their sums."""
@@ -357,7 +445,12 @@ class TracedObserver(Observer):
         return split.layer.is_output and is_accuracy(self.value)
 
     def _split(self, layer: str) -> Split:
-        return split_at(self.space.graph, self.space[layer])
+        return split_at(self.space.graph, self._chain(layer))
+
+    def _chain(self, layer: str) -> Chain:
+        found = self.space[layer]
+        assert isinstance(found, Chain)  # others are switched where they are read
+        return found
 
 
 @dataclass(frozen=True)
@@ -377,11 +470,11 @@ class HookedObserver(Observer):
         """Return the number of units of a layer."""
         return self.widths[layer]
 
-    def weight(self, layer: str) -> Tensor:
-        """Return the weights of a layer, units first."""
+    def weights(self, layer: str) -> tuple["UnitWeights", ...]:
+        """Return the weights of a layer."""
         weight = self.model.get_submodule(layer).weight
         assert isinstance(weight, Tensor)
-        return weight.detach()
+        return (UnitWeights(weight.detach(), tuple(range(len(weight)))),)
 
     def ways(self, layer: str) -> tuple[str, ...]:
         """Say how coalitions of the layer can become logits."""
@@ -438,6 +531,7 @@ def observe(
     memory: int = MEMORY,
     precision: Precision = "own",
     journal: Journal | None = None,
+    any_output: bool = False,
 ) -> Observer:
     """Check model and data at the door and get ready to watch; the model must be in eval mode.
 
@@ -454,8 +548,9 @@ def observe(
     examples = check_examples(data, device)
     own_device = device_of(model)
     inputs, _ = next(iter(examples))
-    outputs = repeatable_outputs(model, inputs.to(own_device))
-    check_labels(examples, outputs)
+    outputs = repeatable_outputs(model, inputs.to(own_device), any_shape=any_output)
+    if not any_output:
+        check_labels(examples, outputs)
     check_rows_apart(model, inputs.to(own_device), outputs)
     common: dict[str, Any] = {
         "model": model,

@@ -8,10 +8,11 @@ from torch import Tensor
 
 from neurank.observe.examples import Examples
 from neurank.observe.execution import Runner
+from neurank.observe.masking import MaskedSuffix, off_name, on_name
 from neurank.observe.removal import unit_view
 from neurank.units.channelwise import FLATTENING
 from neurank.units.graph import Graph, Operation
-from neurank.units.space import Layer
+from neurank.units.space import Chain
 
 CACHE_BYTES = 2 * 2**30
 """Batches, run as far as the switch, are kept up to this size; beyond it each epoch runs anew."""
@@ -72,7 +73,7 @@ class _Cut:
     suffix: tuple[Operation, ...]
 
 
-def switchboard(layer: Layer, runner: Runner, examples: Examples) -> Switchboard:
+def switchboard(layer: Chain, runner: Runner, examples: Examples) -> Switchboard:
     """Set up training of a switch on a layer's pre-activations, eq. 3 of the paper.
 
     The switch multiplies the pre-activation. Since it is never negative it passes unchanged
@@ -103,7 +104,40 @@ def switchboard(layer: Layer, runner: Runner, examples: Examples) -> Switchboard
     return Switchboard(layer.width, examples.count, _batches(prepare, examples))
 
 
-def _cut(layer: Layer, graph: Graph) -> _Cut:
+def coupled_switchboard(split: MaskedSuffix, runner: Runner, examples: Examples) -> Switchboard:
+    """Set up training of a switch on units that are read in several places.
+
+    The switch multiplies what is read, at every place.
+    """
+    tensors = {name: _differentiable(it) for name, it in runner.tensors.items()}
+    unused = {
+        name: torch.zeros(len(read.units), device=examples.device)
+        for name, read in (
+            (off_name(split.layer, place), read) for place, read in enumerate(split.layer.reads)
+        )
+    }
+    above = replace(runner, tensors=tensors)
+    below = Runner(split.graph, {**tensors, **unused})
+    on, output = on_name(split.layer), split.graph.output
+
+    def prepare(inputs: Tensor, targets: Tensor) -> SwitchedBatch:
+        with torch.no_grad():
+            results = above.forward(inputs, *split.side) if split.side else ()
+        found = dict(zip(split.side, map(_differentiable, results), strict=True))
+
+        def forward(switch: Tensor) -> Tensor:
+            factors = switch.expand(len(targets), split.layer.width)
+            known = {**found, on: factors}
+            logits: Tensor = below.run(split.suffix, known, len(targets), (output,))[output]
+            return logits
+
+        held_bytes = sum(tensor.nbytes for tensor in found.values())
+        return SwitchedBatch(_differentiable(targets), forward, held_bytes)
+
+    return Switchboard(split.layer.width, examples.count, _batches(prepare, examples))
+
+
+def _cut(layer: Chain, graph: Graph) -> _Cut:
     at = layer.switch
     for operation in _behind(layer):
         if operation.kind not in HOMOGENEOUS:
@@ -121,7 +155,7 @@ def _cut(layer: Layer, graph: Graph) -> _Cut:
     return _Cut(at, side, graph.needed_for((graph.output,), known=(at, *side)))
 
 
-def _behind(layer: Layer) -> tuple[Operation, ...]:
+def _behind(layer: Chain) -> tuple[Operation, ...]:
     """Return the channel-wise operations between the switch and the consumers."""
     names = [layer.producer.name, *(operation.name for operation in layer.bridge)]
     return layer.bridge[names.index(layer.switch) :]

@@ -1,6 +1,7 @@
 """Norms of a unit's own weights: the baseline that looks at no data."""
 
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import torch
 
@@ -8,6 +9,8 @@ from neurank.errors import MethodError
 from neurank.observe.observer import Observer
 from neurank.rankers.method import Scored
 from neurank.ranking import LayerRanking
+
+Tied = Literal["mean", "sum", "max"]
 
 
 @dataclass(frozen=True)
@@ -20,6 +23,8 @@ class WeightNorm:
     Parameters
     ----------
     p : 1 for the sum of magnitudes, 2 for the Euclidean norm, ``inf`` for the largest; positive.
+    tied : how the norms of the rows that are tied to one unit, by a residual sum for example, are
+        combined: ``"mean"``, ``"sum"`` or ``"max"``.
 
     Example
     -------
@@ -32,15 +37,28 @@ class WeightNorm:
     """
 
     p: float = 1.0
+    tied: Tied = "mean"
 
     def __post_init__(self) -> None:
         if not self.p > 0:
             raise MethodError(f"p={self.p!r}: a norm needs a positive p, such as 1 or 2")
+        if self.tied not in get_args(Tied):
+            raise MethodError(f"tied={self.tied!r} is unknown: it is 'mean', 'sum' or 'max'")
 
     def score(self, observer: Observer, layer: str) -> Scored:
         """Score every unit of one layer."""
-        weight = observer.weight(layer).flatten(1).to(torch.float64)
-        scores = torch.linalg.vector_norm(weight, ord=self.p, dim=1).cpu()
+        norms: list[torch.Tensor] = []
+        units: list[int] = []
+        for rows in observer.weights(layer):
+            weight = rows.weight.flatten(1).to(torch.float64)
+            norms.append(torch.linalg.vector_norm(weight, ord=self.p, dim=1).cpu())
+            units += rows.units
+        own = torch.tensor(units)
+        scores = torch.zeros(observer.width(layer), dtype=torch.float64)
+        how = {"mean": "mean", "sum": "sum", "max": "amax"}[self.tied]
+        scores.scatter_reduce_(
+            0, own[own >= 0], torch.cat(norms)[own >= 0], how, include_self=False
+        )
         unknown = torch.full_like(scores, torch.nan)
         counts = torch.zeros(len(scores), dtype=torch.int64)
         return Scored(LayerRanking(scores, unknown, counts, "computed", stderr_of="none"))

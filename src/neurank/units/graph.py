@@ -81,12 +81,14 @@ class Graph:
     operations : every operation, in an order in which they can be run.
     output : name of the result that holds the logits, (examples, classes).
     constants : tensors that the traced code holds outside parameters and buffers.
+    input_shape : shape of the network's input, None standing for the batch dimension.
     """
 
     input: str
     operations: tuple[Operation, ...]
     output: str
     constants: Mapping[str, Tensor] = field(default_factory=dict)
+    input_shape: tuple[int | None, ...] = ()
 
     @cached_property
     def by_name(self) -> dict[str, Operation]:

@@ -8,7 +8,8 @@ from typing import Literal
 
 from neurank.errors import UnitError
 from neurank.units.graph import Graph, Operation
-from neurank.units.space import CONVOLUTIONS, Layer
+from neurank.units.rules import CONVOLUTIONS
+from neurank.units.space import Chain
 
 Mode = Literal["additive", "suffix"]
 
@@ -29,14 +30,14 @@ class Split:
     """
 
     mode: Mode
-    layer: Layer
+    layer: Chain
     consumer: Operation | None
     start: str
     suffix: tuple[Operation, ...]
     side: tuple[str, ...]
 
 
-def split_at(graph: Graph, layer: Layer) -> Split:
+def split_at(graph: Graph, layer: Chain) -> Split:
     """Split the forward pass at a layer, additively where the consumers allow it."""
     consumer = layer.consumers[0] if len(layer.consumers) == 1 else None
     if consumer is not None and _is_additive(consumer):
@@ -44,7 +45,7 @@ def split_at(graph: Graph, layer: Layer) -> Split:
     return _split(graph, layer, "suffix", None, layer.read)
 
 
-def suffix_split(graph: Graph, layer: Layer) -> Split:
+def suffix_split(graph: Graph, layer: Chain) -> Split:
     """Split the forward pass where the units are read, making no use of additivity."""
     return _split(graph, layer, "suffix", None, layer.read)
 
@@ -57,7 +58,7 @@ def _is_additive(consumer: Operation) -> bool:
     return bool(groups == 1)
 
 
-def _check_examples_first(graph: Graph, layer: Layer, name: str) -> None:
+def _check_examples_first(graph: Graph, layer: Chain, name: str) -> None:
     """Refuse a result that cannot be taken along example by example."""
     shape = None if name == graph.input else graph.by_name[name].shape
     if shape is not None and shape[:1] != (None,):
@@ -69,7 +70,7 @@ def _check_examples_first(graph: Graph, layer: Layer, name: str) -> None:
         )
 
 
-def _split(graph: Graph, layer: Layer, mode: Mode, consumer: Operation | None, start: str) -> Split:
+def _split(graph: Graph, layer: Chain, mode: Mode, consumer: Operation | None, start: str) -> Split:
     depends_on_input = {graph.input, *(operation.name for operation in graph.below(graph.input))}
     depends_on_start = {start, *(operation.name for operation in graph.below(start))}
     side = dict.fromkeys(

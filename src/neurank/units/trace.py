@@ -111,7 +111,9 @@ def _graph_of(program: torch.export.ExportedProgram) -> Graph:
             "the model's output does not depend on its input, or is not a tensor: neurank needs "
             "logits of shape (examples, classes)"
         )
-    return Graph(inputs[0], tuple(operations), logits.name, constants)
+    shapes = {node.name: _shape(node.meta.get("val")) for node in program.graph.nodes}
+    shape = shapes[inputs[0]] or ()
+    return Graph(inputs[0], tuple(operations), logits.name, constants, shape)
 
 
 def _placeholders(
