@@ -196,15 +196,23 @@ def condense(
     _check_arguments(model, plan)
     wanted, at_border = check_removal(removal), check_border(border)
     where = torch.device(device) if device is not None else _device_of(model)
+    copied = _copied(model)  # with the training flags that it has now
     with evaluating(model):
         watching = _observed(model, data, where, progress)
-        return carried_out(plan, watching, wanted, at_border)
+        return carried_out(plan, watching, wanted, at_border, copied)
 
 
 def carried_out(
-    plan: Plan, watching: TracedObserver, removal: Removal, border: Border = "exact"
+    plan: Plan,
+    watching: TracedObserver,
+    removal: Removal,
+    border: Border = "exact",
+    copied: nn.Module | None = None,
 ) -> Condensed:
-    """Carry out a plan on a copy of the network that is watched, which is in evaluation mode."""
+    """Carry out a plan on a copy of the network that is watched, which is in evaluation mode.
+
+    `copied` is a copy that may be edited, such as one with other training flags.
+    """
     model, space, runner = watching.model, watching.space, watching.runner
     cuts = cuts_for(plan, space, model)
     label = "measuring removed units"
@@ -213,7 +221,7 @@ def carried_out(
         advance("")
     gone = gone_classes(plan, space)
     added = compensation(plan, space, off, runner, model, gone, border)
-    cut = _copied(model)
+    cut = _copied(model) if copied is None else copied
     narrow = _narrow(cut, space, cuts, gone, added)
     ends = _first_and_last(watching.examples)
     small = _runnable(cut, narrow, model, space, ends[0].to(_device_of(model)))
@@ -360,8 +368,17 @@ def _runnable(
     with evaluating(cut), evaluating(rewritten):
         if narrow.swapped and runs_as_it_is(cut, rewritten, inputs):
             return cut
-    check_training(model, space.graph, inputs)
+    check_training(model, space.graph, inputs, _rewritten_line(space.graph, narrow.graph))
     return rewritten
+
+
+def _rewritten_line(before: Graph, after: Graph) -> str:
+    """Return the first line of the user's code whose numbers had to change."""
+    for operation in after.operations:
+        same = before.by_name.get(operation.name)
+        if same is None or (same.args, same.target) != (operation.args, operation.target):
+            return operation.line
+    return ""
 
 
 def _report(

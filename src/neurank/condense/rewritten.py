@@ -121,7 +121,7 @@ def runs_as_it_is(model: nn.Module, rewritten: nn.Module, inputs: Tensor) -> boo
     return True
 
 
-def check_training(model: nn.Module, graph: Graph, inputs: Tensor) -> None:
+def check_training(model: nn.Module, graph: Graph, inputs: Tensor, line: str) -> None:
     """Check that the traced operations train as the module itself does, before surgery.
 
     One pass forwards and backwards in training mode, from one random state, must give the same
@@ -131,7 +131,7 @@ def check_training(model: nn.Module, graph: Graph, inputs: Tensor) -> None:
     Raises
     ------
     CondenseError
-        If it does not.
+        If it does not, naming the line that makes the rewriting necessary.
     """
     few = inputs[torch.arange(4, device=inputs.device) % len(inputs)]
     itself = copy.deepcopy(model).train()
@@ -145,8 +145,8 @@ def check_training(model: nn.Module, graph: Graph, inputs: Tensor) -> None:
     ]
     if differing:
         raise CondenseError(
-            "the forward pass holds numbers of units that are removed, so it has to be rewritten "
-            "from its trace; but in training mode it does something that the trace, taken in "
+            f"the forward pass holds the number of units that are removed (in `{line}`), so it has "
+            "to be rewritten from its trace; but in training mode it does something that the trace, taken in "
             f"evaluation mode, does not show (seen in: {differing[0]}). Write x.flatten(1) instead "
             "of a number of features, and ask tensors for their sizes, and condense again"
         )
