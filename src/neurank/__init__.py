@@ -15,6 +15,7 @@ from neurank.rankers.pair_shapley import PairShapley
 from neurank.rankers.permutation_shapley import PermutationShapley
 from neurank.rankers.random_score import RandomScore
 from neurank.rankers.rank import rank
+from neurank.rankers.saliency import MeanReplacementSaliency, Taylor
 from neurank.rankers.stopping import Seconds, StderrBelow, TopCertain
 from neurank.rankers.truncated_shapley import TruncatedShapley
 from neurank.rankers.two_stage_shapley import TwoStageShapley
@@ -31,6 +32,7 @@ __all__ = [
     "ImportanceSwitch",
     "LayerRanking",
     "Margin",
+    "MeanReplacementSaliency",
     "NegativeLoss",
     "PairShapley",
     "PermutationShapley",
@@ -40,6 +42,7 @@ __all__ = [
     "Recall",
     "Seconds",
     "StderrBelow",
+    "Taylor",
     "TopCertain",
     "TruncatedShapley",
     "TwoStageShapley",

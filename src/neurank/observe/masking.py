@@ -42,7 +42,7 @@ class Switch:
         Parameters
         ----------
         read : what the operation would read.
-        on : (examples, units); bool, True = on; or numbers by which the units are multiplied.
+        on : (examples, units); bool, True = on; or numbers from 0, off, to 1, on.
         off : (entries along the axis,), what is received for an entry that is off.
         """
         units = torch.tensor(self.units, device=on.device)
@@ -59,12 +59,12 @@ class Switch:
             if self.axis < self.batch:
                 by_entry = by_entry.T
         factors = by_entry.reshape(shape)
-        if factors.dtype != torch.bool:
-            return read * factors.to(read.dtype)
         constants = off.to(read.dtype).reshape(
             [-1 if it == self.axis else 1 for it in range(read.ndim)]
         )
-        return torch.where(factors, read, constants)
+        if factors.dtype == torch.bool:
+            return torch.where(factors, read, constants)
+        return constants + factors.to(read.dtype) * (read - constants)
 
 
 def on_name(layer: Layer) -> str:
@@ -179,12 +179,7 @@ def masked_suffix(layer: Layer, runner: Runner, coupling: Coupling, inputs: Tens
     coupling : what is known about its results.
     inputs : some examples, by which it is found out where results keep examples.
     """
-    inner = {
-        read.tensor: _varies_inside(read.tensor, runner, coupling, inputs)
-        for read in layer.reads
-        if not _keeps_examples_first(read.tensor, runner.graph, coupling)
-    }
-    graph = masked(runner.graph, (layer,), inner)
+    graph = masked(runner.graph, (layer,), examples_inside(layer, runner, coupling, inputs))
     on = on_name(layer)
     from_input = {graph.input, *(operation.name for operation in graph.below(graph.input))}
     again = {operation.name for operation in graph.below(on)}
@@ -203,6 +198,17 @@ def masked_suffix(layer: Layer, runner: Runner, coupling: Coupling, inputs: Tens
     needed = graph.needed_for((graph.output,), known=(on, *side))
     read_again = {name for operation in needed for name in operation.refs}
     return MaskedSuffix(layer, graph, needed, tuple(sorted(side & read_again)))
+
+
+def examples_inside(
+    layer: Layer, runner: Runner, coupling: Coupling, inputs: Tensor
+) -> dict[str, bool]:
+    """Say of what reads a layer whether examples vary fastest where they share an axis."""
+    return {
+        read.tensor: _varies_inside(read.tensor, runner, coupling, inputs)
+        for read in layer.reads
+        if not _keeps_examples_first(read.tensor, runner.graph, coupling)
+    }
 
 
 def _keeps_examples_first(name: str, graph: Graph, coupling: Coupling) -> bool:

@@ -4,7 +4,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from hashlib import sha256
 from math import prod
 from typing import Any, Literal
@@ -36,6 +36,7 @@ from neurank.observe.lowering import in_bfloat16, lowered
 from neurank.observe.masking import MaskedSuffix, masked_suffix, off_tensors
 from neurank.observe.outputs import OutputGame
 from neurank.observe.removal import Removal, off_constants, off_values, unit_view
+from neurank.observe.slopes import Slopes, slopes
 from neurank.observe.switchboard import Switchboard, coupled_switchboard, switchboard
 from neurank.observe.value import Value, counted, is_accuracy
 from neurank.progress import reporting
@@ -155,6 +156,10 @@ class Observer(ABC):
     @abstractmethod
     def switchboard(self, layer: str) -> Switchboard:
         """Set up training of an importance switch on a layer."""
+
+    @abstractmethod
+    def slopes(self, removal: Removal) -> Mapping[str, Slopes]:
+        """Compute d loss / d m of the units of all hidden layers, see `observe.slopes`, once."""
 
     def games(self, layer: str, way: str | None = None) -> Iterator[Game]:
         """Yield the layer's game, chunk after chunk of the examples."""
@@ -314,6 +319,26 @@ class TracedObserver(Observer):
                     first + start,
                 )
             first += len(targets)
+
+    def slopes(self, removal: Removal) -> Mapping[str, Slopes]:
+        """Compute d loss / d m of the units of all hidden layers, see `observe.slopes`, once."""
+        known = self._slopes_known
+        if removal not in known:
+            layers = [self.space.layers[name] for name in self.space.hidden]
+            known[removal] = slopes(
+                layers,
+                self.runner,
+                self.space.coupling,
+                self.examples,
+                removal,
+                self.classes,
+                self.memory,
+            )
+        return known[removal]
+
+    @cached_property
+    def _slopes_known(self) -> dict[Removal, Mapping[str, Slopes]]:
+        return {}
 
     def _coupled_plays(self, layer: str, most: int | None) -> Iterator[Callable[[], Game]]:
         """Set up the game of units that are read in several places, chunk by chunk."""
@@ -495,6 +520,13 @@ class HookedObserver(Observer):
         """Refuse: a switch needs the traced forward pass."""
         raise ModelError(
             f"an importance switch on {layer!r} needs the forward pass traced, and {self.reason}"
+        )
+
+    def slopes(self, removal: Removal) -> Mapping[str, Slopes]:
+        """Refuse: derivatives need the traced forward pass."""
+        del removal
+        raise ModelError(
+            f"derivatives with respect to units need the forward pass traced, and {self.reason}"
         )
 
     def _plays(self, layer: str, way: str, most: int | None = None) -> Iterator[Callable[[], Game]]:

@@ -10,6 +10,7 @@ from neurank.rankers.method import Method
 from neurank.rankers.pair_shapley import PairShapley
 from neurank.rankers.permutation_shapley import PermutationShapley
 from neurank.rankers.random_score import RandomScore
+from neurank.rankers.saliency import MeanReplacementSaliency, Taylor
 from neurank.rankers.truncated_shapley import TruncatedShapley
 from neurank.rankers.two_stage_shapley import TwoStageShapley
 from neurank.rankers.weight_norm import WeightNorm
@@ -22,6 +23,8 @@ METHODS: Mapping[str, type[Method]] = MappingProxyType(
         "truncated": TruncatedShapley,
         "two-stage": TwoStageShapley,
         "switch": ImportanceSwitch,
+        "taylor": Taylor,
+        "mean-replacement": MeanReplacementSaliency,
         "weight-norm": WeightNorm,
         "random": RandomScore,
     }

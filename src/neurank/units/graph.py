@@ -102,7 +102,7 @@ class Graph:
         for operation in self.operations:
             if not reads_only_shape(operation):
                 for name in operation.refs:
-                    found[name].append(operation)
+                    found.setdefault(name, []).append(operation)  # switches are not in the trace
         return {name: tuple(operations) for name, operations in found.items()}
 
     def below(self, name: str) -> tuple[Operation, ...]:
