@@ -1,4 +1,4 @@
-"""The papers' networks, untrained."""
+"""Networks of the literature, untrained."""
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
@@ -7,17 +7,39 @@ from torch import nn
 
 from neurank.errors import ModelError
 from neurank.zoo.convnet import ConvNet, digits_net, lenet
+from neurank.zoo.resnet import ResNet, resnet20, resnet32, resnet44, resnet56
+from neurank.zoo.squeezenet import SqueezeNet, squeezenet1_1
 from neurank.zoo.vgg import VGG, vgg16
 
 Factory = Callable[..., nn.Module]
 
 FACTORIES: Mapping[str, Factory] = MappingProxyType(
-    {"lenet": lenet, "digits_net": digits_net, "vgg16": vgg16}
+    {
+        "lenet": lenet,
+        "digits_net": digits_net,
+        "vgg16": vgg16,
+        "resnet20": resnet20,
+        "resnet32": resnet32,
+        "resnet44": resnet44,
+        "resnet56": resnet56,
+        "squeezenet1_1": squeezenet1_1,
+    }
 )
 """Every network by its name, which is also the name of its function."""
 
-WIDTHS: Mapping[str, int] = MappingProxyType({"lenet": 4, "digits_net": 4, "vgg16": 15})
-"""How many widths each takes: one for each layer of units, but the output."""
+WIDTHS: Mapping[str, int] = MappingProxyType(
+    {
+        "lenet": 4,
+        "digits_net": 4,
+        "vgg16": 15,
+        "resnet20": 3,
+        "resnet32": 3,
+        "resnet44": 3,
+        "resnet56": 3,
+        "squeezenet1_1": 25,
+    }
+)
+"""How many widths each takes: one for each layer of units but the output, or for each stage."""
 
 __all__ = [
     "FACTORIES",
@@ -25,9 +47,16 @@ __all__ = [
     "WIDTHS",
     "ConvNet",
     "Factory",
+    "ResNet",
+    "SqueezeNet",
     "by_name",
     "digits_net",
     "lenet",
+    "resnet20",
+    "resnet32",
+    "resnet44",
+    "resnet56",
+    "squeezenet1_1",
     "vgg16",
 ]
 

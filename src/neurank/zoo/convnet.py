@@ -156,12 +156,12 @@ def check_width(name: str, width: int) -> None:
         raise ModelError(f"{name}={width!r} is not a whole number of 1 or more")
 
 
-def check_count(network: str, widths: Sequence[int], count: int) -> None:
+def check_count(
+    network: str, widths: Sequence[int], count: int, *, of: str = "layers of units"
+) -> None:
     """Refuse a wrong number of widths, or one that is no width."""
     if len(widths) != count:
-        raise ModelError(
-            f"{network} has {count} layers of units and {len(widths)} widths: {widths}"
-        )
+        raise ModelError(f"{network} has {count} {of} and {len(widths)} widths: {widths}")
     for place, width in enumerate(widths):
         check_width(f"width {place}", width)
 
