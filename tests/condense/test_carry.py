@@ -16,18 +16,14 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from neurank.condense.carry import Carried, carry_over, sliced
 from neurank.condense.condensed import condense
 from neurank.condense.plan import Plan
-from neurank.condense.surgery import Cut, cuts_for
+from neurank.condense.surgery import Cut
 from neurank.errors import CondenseError
-from neurank.modes import evaluating
-from neurank.units.space import unit_space
-from neurank.units.trace import trace
 
 
 def condensation(model, plan, data, **settings):
     """Condense a model; give the small one and what was cut."""
-    with evaluating(model):
-        cuts = cuts_for(plan, unit_space(trace(model, data[0][0]), model), model)
-    return condense(model, plan, data, **settings).model, cuts
+    condensed = condense(model, plan, data, **settings)
+    return condensed.model, condensed.cuts
 
 
 class Net(nn.Module):

@@ -18,14 +18,10 @@ from neurank.condense.carry import Carried, carry_over
 from neurank.condense.condensed import Condensed, condense
 from neurank.condense.costs import Report
 from neurank.condense.plan import Plan, plan
-from neurank.condense.surgery import Cut, cuts_for
 from neurank.errors import CondenseError
-from neurank.modes import evaluating
 from neurank.observe.examples import Batch
 from neurank.rankers.method import Method
 from neurank.rankers.rank import rank
-from neurank.units.space import unit_space
-from neurank.units.trace import trace
 
 _LIGHTNING = ("lightning.pytorch", "pytorch_lightning")
 """The names that Lightning goes by; of two that are installed, the first."""
@@ -142,12 +138,12 @@ class _Condensing:
                 "name with module= the network that configure_optimizers gives the parameters of"
             )
         chosen = self._plan(old)
-        condensed, cuts = self._condensed(old, chosen)
+        condensed = self._condensed(old, chosen)
         averages = [
             (holder, path, self._average(holder.get_submodule(path), chosen, condensed.model))
             for holder, path in _averages(trainer, name, old)
         ]
-        carried = tuple(carry_over(one, old, condensed.model, cuts) for one in optimizers)
+        carried = tuple(carry_over(one, old, condensed.model, condensed.cuts) for one in optimizers)
         for holder, path, average in averages:
             holder.set_submodule(path, average)
         _replace(pl_module, old, condensed.model)
@@ -198,7 +194,7 @@ class _Condensing:
         name = self._name(pl_module)
         for made in plans.values():
             old = pl_module.get_submodule(name)
-            _replace(pl_module, old, self._condensed(old, made)[0].model)
+            _replace(pl_module, old, self._condensed(old, made).model)
         self.plans = plans
 
     def _name(self, pl_module: nn.Module) -> str:
@@ -224,15 +220,11 @@ class _Condensing:
         )
         return plan(ranking, ratio=self.ratio)
 
-    def _condensed(self, model: nn.Module, made: Plan) -> tuple[Condensed, tuple[Cut, ...]]:
-        inputs = next(iter(self.data))[0].to(next(model.parameters()).device)
-        with evaluating(model):
-            cuts = cuts_for(made, unit_space(trace(model, inputs), model), model)
-        condensed = condense(model, made, self.data, removal=self.removal, progress=False)
-        return condensed, cuts
+    def _condensed(self, model: nn.Module, made: Plan) -> Condensed:
+        return condense(model, made, self.data, removal=self.removal, progress=False)
 
     def _average(self, copy: nn.Module, made: Plan, small: nn.Module) -> nn.Module:
-        average = self._condensed(copy, made)[0].model
+        average = self._condensed(copy, made).model
         if _shapes(average) != _shapes(small):
             raise CondenseError(
                 "the averaged copy of the network condenses to other tensors than the network "
