@@ -517,8 +517,8 @@ def _attention(labelling: Labelling, operation: Operation) -> Any:
     together = torch.cat(parts, dim=1)
     reason = f"it is read by {where(operation)} beside something that cannot lose units"
     labelling.tie(together[:, :1].expand_as(together), together, reason)
-    per_head = together[:, 0].reshape(*heads, 1, 1)
-    return per_head.expand(*heads, query.shape[-2], value.shape[-1])
+    # The features of a head go as one, but each is a channel with a mean of its own.
+    return value.narrow(-2, 0, 1).expand(*heads, query.shape[-2], value.shape[-1])
 
 
 def _matmul(labelling: Labelling, operation: Operation) -> Any:
@@ -537,8 +537,7 @@ def _by_head(labelling: Labelling, operation: Operation, one: Tensor, other: Ten
     together = torch.cat([it.reshape(heads.numel(), -1) for it in (one, other)], dim=1)
     reason = f"it is read by {where(operation)} beside something that cannot lose units"
     labelling.tie(together[:, :1].expand_as(together), together, reason)
-    per_head = together[:, 0].reshape(*heads, 1, 1)
-    return per_head.expand(*heads, one.shape[-2], other.shape[-1])
+    return other.narrow(-2, 0, 1).expand(*heads, one.shape[-2], other.shape[-1])
 
 
 def _contract(labelling: Labelling, operation: Operation, one: Tensor, other: Tensor) -> Any:
