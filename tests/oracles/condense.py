@@ -6,6 +6,7 @@ not found out by tracing.
 
 import copy
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 
 import torch
 
@@ -81,3 +82,77 @@ def _before(model, name, change):
         yield
     finally:
         handle.remove()
+
+
+@dataclass(frozen=True)
+class At:
+    """A module that reads units of a layer, as a person who knows the network writes it down.
+
+    Attributes
+    ----------
+    module : its dotted name.
+    units : for each entry of its input along the axis, the unit; -1 where there is none.
+    axis : along which the units lie.
+    channels : for each entry, a number that entries share which are one channel, and so have one
+        mean; by default each entry is a channel of its own.
+    """
+
+    module: str
+    units: tuple[int, ...]
+    axis: int = 1
+    channels: tuple[int, ...] | None = None
+
+    def means(self, sums, count):
+        """Means of the channels, from sums over everything but the axis."""
+        channels = torch.tensor(self.channels or range(len(self.units)))
+        by_channel = torch.zeros(int(channels.max()) + 1, dtype=sums.dtype)
+        sizes = by_channel.index_add(0, channels, torch.full_like(sums, float(count)))
+        return (by_channel.index_add(0, channels, sums) / sizes.clamp(min=1))[channels]
+
+
+def masked_by_hand(model, reads, removed, removal, batches, inputs):
+    """What the network gives with units off at once, wherever a module reads them.
+
+    Parameters
+    ----------
+    model : the network, run by plain module calls.
+    reads : layer -> `At`s.
+    removed : layer -> units.
+    removal : ``zero``, or ``mean``: of all that a module reads in the ORIGINAL network, over
+        examples, positions and calls.
+    batches : what means are taken over.
+    inputs : what the network is run on.
+    """
+    model = copy.deepcopy(model).eval()
+    places = [(at, set(units)) for layer, units in removed.items() for at in reads[layer]]
+    with torch.no_grad():
+        constants = [
+            _means_at(model, at, batches) if removal == "mean" else torch.zeros(len(at.units))
+            for at, _ in places
+        ]
+        with ExitStack() as hooks:
+            for (at, units), constant in zip(places, constants, strict=True):
+                hooks.enter_context(_before(model, at.module, _constant_at(at, units, constant)))
+            return model(inputs)
+
+
+def _means_at(model, at, batches):
+    seen = []
+    with _before(model, at.module, lambda x: seen.append(x.clone()) or x):
+        for inputs, _ in batches:
+            model(inputs)
+    along = torch.cat([x.movedim(at.axis, 0).flatten(1) for x in seen], dim=1)
+    return at.means(along.sum(dim=1), along.shape[1])
+
+
+def _constant_at(at, units, constant):
+    entries = [entry for entry, unit in enumerate(at.units) if unit in units]
+
+    def change(x):
+        x = x.clone()
+        assert x.shape[at.axis] == len(at.units)
+        for entry in entries:
+            x.select(at.axis, entry).fill_(constant[entry])
+        return x
+
+    return change
