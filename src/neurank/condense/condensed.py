@@ -35,7 +35,7 @@ from neurank.observe.removal import Removal, check_removal, off_constants
 from neurank.observe.value import Accuracy
 from neurank.progress import reporting
 from neurank.units.graph import Graph
-from neurank.units.rules import CONVOLUTIONS, TRANSPOSED
+from neurank.units.rules import CONVOLUTIONS, MOVES, TRANSPOSED
 from neurank.units.space import UnitSpace
 from neurank.units.trace import logits_of
 
@@ -132,6 +132,7 @@ def condense(
     *,
     removal: str = "zero",
     border: str = "exact",
+    inference_only: bool = False,
     device: torch.device | str | None = None,
     progress: bool = True,
 ) -> Condensed:
@@ -159,6 +160,10 @@ def condense(
         ``"exact"`` gives the convolution a kernel of one channel more, which it applies to ones;
         ``"folded"`` puts what the middle sees into the bias, and the check says how far that is
         from the masked network.
+    inference_only
+        Accept a forward pass that leaves out what the original does in training alone, such as
+        dropping whole branches, where it has to be rewritten from its trace. Otherwise that is
+        refused.
     device
         Where means and the masked network are computed; by default where the model is.
     progress
@@ -199,7 +204,7 @@ def condense(
     copied = _copied(model)  # with the training flags that it has now
     with evaluating(model):
         watching = _observed(model, data, where, progress)
-        return carried_out(plan, watching, wanted, at_border, copied)
+        return carried_out(plan, watching, wanted, at_border, copied, inference_only)
 
 
 def carried_out(
@@ -208,6 +213,7 @@ def carried_out(
     removal: Removal,
     border: Border = "exact",
     copied: nn.Module | None = None,
+    inference_only: bool = False,
 ) -> Condensed:
     """Carry out a plan on a copy of the network that is watched, which is in evaluation mode.
 
@@ -224,7 +230,7 @@ def carried_out(
     cut = _copied(model) if copied is None else copied
     narrow = _narrow(cut, space, cuts, gone, added)
     ends = _first_and_last(watching.examples)
-    small = _runnable(cut, narrow, model, space, ends[0].to(_device_of(model)))
+    small = _runnable(cut, narrow, model, space, ends[0].to(_device_of(model)), inference_only)
     check = verify(small, plan, space, off, runner, ends, exact=border == "exact")
     origin = Origin(
         parent=model_digest(model),
@@ -361,14 +367,20 @@ def _observed(
 
 
 def _runnable(
-    cut: nn.Module, narrow: _Narrow, model: nn.Module, space: UnitSpace, inputs: Tensor
+    cut: nn.Module,
+    narrow: _Narrow,
+    model: nn.Module,
+    space: UnitSpace,
+    inputs: Tensor,
+    inference_only: bool,
 ) -> nn.Module:
     """Return the copy after surgery, its forward pass rewritten if its Python cannot stay."""
     rewritten = Rewritten(cut, narrow.graph)
     with evaluating(cut), evaluating(rewritten):
         if narrow.swapped and runs_as_it_is(cut, rewritten, inputs):
             return cut
-    check_training(model, space.graph, inputs, _rewritten_line(space.graph, narrow.graph))
+    if not inference_only:
+        check_training(model, space.graph, inputs, _rewritten_line(space.graph, narrow.graph))
     return rewritten
 
 
@@ -376,7 +388,9 @@ def _rewritten_line(before: Graph, after: Graph) -> str:
     """Return the first line of the user's code whose numbers had to change."""
     for operation in after.operations:
         same = before.by_name.get(operation.name)
-        if same is None or (same.args, same.target) != (operation.args, operation.target):
+        if same is None or same.kind not in MOVES:  # layers know their own numbers
+            continue
+        if (same.args, same.target) != (operation.args, operation.target):
             return operation.line
     return ""
 

@@ -31,7 +31,8 @@ MOVES = frozenset(
         "alias", "broadcast_to", "cat", "channel_shuffle", "chunk", "clone", "concat", "contiguous",
         "detach", "diagonal", "expand", "expand_as", "flatten", "flip", "getitem", "index",
         "index_select", "lift_fresh_copy", "movedim", "narrow", "numpy_T", "permute",
-        "pixel_shuffle", "pixel_unshuffle", "repeat", "repeat_interleave", "reshape", "roll",
+        "pixel_shuffle", "pixel_unshuffle", "repeat", "repeat_interleave", "reshape", "reshape_as",
+        "roll",
         "select", "slice", "split", "split_with_sizes", "squeeze", "stack", "swapaxes", "t",
         "tensor_split", "transpose", "unbind", "unflatten", "unfold", "unsafe_view", "unsqueeze",
         "view", "view_as",
@@ -155,6 +156,8 @@ def _move(labelling: Labelling, operation: Operation) -> Any:
         return _fixed(operation)
     if operation.kind in GATHERS:
         return _gather(labelling, operation)
+    if operation.kind in {"reshape_as", "view_as"}:
+        return arguments[0].reshape(arguments[1].shape)
     if operation.kind in VIEWS:  # labels that repeat lie in memory in another way than numbers
         return arguments[0].reshape(arguments[1])
     keywords = map_leaves(labelling.resolved, dict(operation.kwargs))
@@ -207,13 +210,19 @@ def _elementwise(labelling: Labelling, operation: Operation) -> Any:
     reason = f"it is tied by {where(operation)} to something that cannot lose units"
     lone = f"it is stretched over several units by {where(operation)}"
     for other in padded:
-        if other is base:
-            continue
-        if other.shape == shape:
-            labelling.tie(base, other, reason)
-        else:
-            labelling.shared.append(Shared(base, other, lone))
+        if other is not base:
+            _tie_in_place(labelling, base, other, reason, lone)
     return base
+
+
+def _tie_in_place(
+    labelling: Labelling, base: Tensor, other: Tensor, reason: str, lone: str
+) -> None:
+    """Tie labels of the same shape now, and those of a stretched tensor when all is known."""
+    if other.shape == base.shape:
+        labelling.tie(base, other, reason)
+    else:
+        labelling.shared.append(Shared(base, other, lone))
 
 
 def _prelu(labelling: Labelling, operation: Operation) -> Tensor:
@@ -517,6 +526,11 @@ def _attention(labelling: Labelling, operation: Operation) -> Any:
     together = torch.cat(parts, dim=1)
     reason = f"it is read by {where(operation)} beside something that cannot lose units"
     labelling.tie(together[:, :1].expand_as(together), together, reason)
+    mask = labelling.resolved((*operation.args[3:], operation.kwargs.get("attn_mask"))[0])
+    if isinstance(mask, Tensor):
+        scores = together[:, 0].reshape(*heads, 1, 1).expand(*heads, query.shape[-2], key.shape[-2])
+        stretched = mask.reshape(*[1] * (scores.ndim - mask.ndim), *mask.shape)
+        _tie_in_place(labelling, scores, stretched, reason, reason)
     # The features of a head go as one, but each is a channel with a mean of its own.
     return value.narrow(-2, 0, 1).expand(*heads, query.shape[-2], value.shape[-1])
 
