@@ -148,8 +148,8 @@ def check_training(model: nn.Module, graph: Graph, inputs: Tensor, line: str) ->
             f"the forward pass holds the number of units that are removed (in `{line}`), so it "
             "has to be rewritten from its trace; but in training mode it does something that the "
             f"trace, taken in evaluation mode, does not show (seen in: {differing[0]}). Write "
-            "x.flatten(1) instead of a number of features and ask tensors for their sizes, or, if the result is "
-            "not to be trained, condense with inference_only=True"
+            "x.flatten(1) instead of a number of features and ask tensors for their sizes, or, if "
+            "the result is not to be trained, condense with inference_only=True"
         )
 
 
