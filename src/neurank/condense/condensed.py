@@ -8,7 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvTransposeNd
+from torch.optim import Optimizer
 
+from neurank.condense.carry import Carried, carry_over
 from neurank.condense.compensate import Border, Compensation, check_border, compensation
 from neurank.condense.costs import Report, multiply_adds_of, parameters
 from neurank.condense.narrowed import Narrowing, groups_left, narrowed_graph
@@ -95,6 +97,26 @@ class Condensed:
                 f"{len(kept) - 1}"
             )
         return kept[position]
+
+    def carry_over(self, optimizer: Optimizer, old: nn.Module) -> Carried:
+        """Let the optimizer of the network that was condensed train this one, where it left off.
+
+        See `neurank.condense.carry.carry_over`: momenta and the like are cut as the parameters
+        were, groups and step counts stay, schedulers go on.
+
+        Parameters
+        ----------
+        optimizer
+            Changed in place, all or nothing.
+        old
+            The network that was condensed.
+
+        Raises
+        ------
+        CondenseError
+            It cannot be carried over, with the reason; it is unchanged then.
+        """
+        return carry_over(optimizer, old, self.model, self.cuts)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the network, with the weights it has now, and its plan as one safetensors file.
