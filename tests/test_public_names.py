@@ -16,6 +16,7 @@ DOCUMENTED = {
     "PairShapley": "method", "TruncatedShapley": "method", "TwoStageShapley": "method",
     "value_table": "all coalitions", "ValueTable": "result",
     "WeightNorm": "method", "RandomScore": "method",
+    "Taylor": "method", "MeanReplacementSaliency": "method",
     "Accuracy": "value", "Recall": "value", "NegativeLoss": "value", "Margin": "value",
     "StderrBelow": "rule", "TopCertain": "rule", "Seconds": "rule",
     "Ranking": "result", "LayerRanking": "result", "Agreement": "result", "Plan": "result",

@@ -145,7 +145,7 @@ def powers(game):
     return shapley, ends
 
 
-@pytest.mark.parametrize("name", ["lenet, flatten", "skip", "depthwise consumer", "sigmoid"])
+@pytest.mark.parametrize("name", ["lenet, flatten", "skip", "branch", "sigmoid"])
 def test_power_sets_list_coalitions_in_binary_order(name):
     case = named(name)
     for layer in case.reads:
@@ -188,7 +188,7 @@ def test_where_values_are_random_tables_scores_follow_the_table():
             torch.testing.assert_close(found, values[row], atol=1e-10, rtol=0)
 
 
-@pytest.mark.parametrize("name", ["perceptron", "skip", "depthwise consumer", "sigmoid"])
+@pytest.mark.parametrize("name", ["perceptron", "skip", "branch", "sigmoid"])
 def test_chains_are_marginals_of_growing_coalitions(name):
     case = named(name)
     for layer in case.reads:

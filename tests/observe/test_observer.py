@@ -43,8 +43,10 @@ def test_width_and_weights_by_name(case):
     for layer in case.reads:
         weight = model.get_submodule(layer).weight
         assert observer.width(layer) == len(weight)
-        assert torch.equal(observer.weight(layer), weight)
-        assert not observer.weight(layer).requires_grad
+        (own,) = observer.weights(layer)
+        assert torch.equal(own.weight, weight)
+        assert own.units == tuple(range(len(weight)))
+        assert not own.weight.requires_grad
 
 
 def test_games_come_batch_by_batch_without_gradients():
@@ -73,7 +75,9 @@ def test_a_model_that_cannot_be_traced_is_watched_through_hooks():
     assert dict(observer.widths) == {"fc": 5}
     assert observer.ways("fc") == ("full forward",)
     assert choose_layers(observer, None) == ("fc",)
-    assert torch.equal(observer.weight("fc"), observer.model.fc.weight)
+    (own,) = observer.weights("fc")
+    assert torch.equal(own.weight, observer.model.fc.weight)
+    assert own.units == tuple(range(5))
     with pytest.raises(UnitError, match="no layer 'out' whose units can be switched off"):
         choose_layers(observer, ["out"])
     with pytest.raises(ModelError, match="switch on 'fc' needs the forward pass traced"):

@@ -59,7 +59,7 @@ def test_matches_the_coalitions_that_are_drawn(case, coalitions):
 @pytest.mark.parametrize("value", [nr.NegativeLoss(), nr.Recall(0)], ids=repr)
 def test_other_values_and_removals(value):
     name = "negative loss" if isinstance(value, nr.NegativeLoss) else "accuracy"
-    for case in (named("lenet, flatten"), named("depthwise consumer")):
+    for case in (named("lenet, flatten"), named("branch")):
         for layer, readers in case.reads.items():
             oracle = Oracle(case.model(), case.batches(), layer, readers, "mean", name)
             observer = watch(case, removal="mean", value=value)

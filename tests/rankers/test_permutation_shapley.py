@@ -60,7 +60,7 @@ def test_matches_eq_1_over_its_own_permutations(case, passes, antithetic):
 @pytest.mark.parametrize("removal", ["mean", "parameters"])
 def test_matches_eq_1_for_other_values_and_removals(value, removal):
     names = {nr.NegativeLoss(): "negative loss", nr.Margin(): "margin", nr.Recall(0): "accuracy"}
-    for name in ("lenet, flatten", "norm behind the activation", "skip", "depthwise consumer"):
+    for name in ("lenet, flatten", "norm behind the activation", "skip", "branch"):
         case = named(name)
         for layer, readers in case.reads.items():
             oracle = Oracle(case.model(), case.batches(), layer, readers, removal, names[value])
