@@ -240,5 +240,6 @@ def _worth(scores: Reals, kind: str) -> Reals:
         return np.arange(len(scores), 0, -1) / len(scores)
     if kind == "share":
         left = np.abs(scores).cumsum()
-        return np.divide(scores, left, out=np.zeros_like(scores), where=left > 0)
-    return scores
+        shares: Reals = np.divide(scores, left, out=np.zeros_like(scores), where=left > 0)
+        return shares
+    return np.asarray(scores, np.float64)
