@@ -249,9 +249,8 @@ def _convolution(labelling: Labelling, operation: Operation) -> Any:
     ins, outs = (0, 1) if transposed else (1, 0)
     groups = groups_of(operation)
     columns, rows = (labelling.axis_atoms(weight.name, axis) for axis in (ins, outs))
-    reason = f"it is read by {where(operation)}, whose units are fixed"
     if groups == 1:
-        labelling.tie(given, columns, reason)
+        labelling.tie(given, columns, _used_twice(operation))
         labelling.read(operation, _name(operation), 1, given, "sum")
         units = rows
     else:
@@ -265,6 +264,14 @@ def _mixes_positions_alone(labelling: Labelling, operation: Operation, read: Ten
     kernel = labelling.tensors[operation.weights[0]].shape[2:]
     along = varying(read)
     return bool(along) and 1 not in along and kernel.numel() == 1 and groups_of(operation) == 1
+
+
+def _used_twice(operation: Operation) -> str:
+    """Why units stay whose rows are the columns that read something fixed."""
+    return (
+        "its weight is shared or used more than once, and what it reads elsewhere cannot lose "
+        f"units ({where(operation)})"
+    )
 
 
 def _across(operation: Operation) -> str:
@@ -333,7 +340,7 @@ def _linear(labelling: Labelling, operation: Operation) -> Any:
         labelling.pin(rows, _across(operation))
         return read.narrow(-1, 0, 1).expand(*leading, len(rows))
     given = labelling.tie_over(read, read.ndim - 1, f"it is read by {where(operation)}")
-    labelling.tie(given, columns, f"it is read by {where(operation)}, whose weight is fixed")
+    labelling.tie(given, columns, _used_twice(operation))
     labelling.read(operation, _name(operation), read.ndim - 1, given, "sum")
     _bias(labelling, operation, rows)
     return rows.expand(*leading, len(rows))
