@@ -373,11 +373,40 @@ class TestCondense:
         assert errors[0] == read["test_error"]["retrained"]
         assert errors[0] != errors[1]  # or this could not tell the splits apart
 
+    def test_budgets_hold(self, made, tmp_path):
+        out = tmp_path / "small.safetensors"
+        whole = nr.zoo.digits_net(3, 4, 8, 6)
+        words = (
+            "--max-params",
+            250,
+            "--max-macs",
+            4000,
+            "--min-width",
+            "conv1=2",
+            "--ignored",
+            "fc2",
+        )
+        read = json.loads(self.condensed(made, out, *words, "--json").stdout)
+        before, after = read["report"]["parameters"]
+        assert after <= 250 < before
+        assert read["report"]["multiply_adds"][1] <= 4000
+        assert len(read["plan"]["conv1"]) >= 2
+        assert nr.load(out, lambda: whole).model.fc2.out_features == 6
+
+    def test_the_accuracy_may_fall_so_far(self, made, tmp_path):
+        out = tmp_path / "small.safetensors"
+        self.condensed(made, out, "--max-drop", 0.05)
+        plan = nr.load(out, lambda: nr.zoo.digits_net(3, 4, 8, 6)).plan
+        assert any(plan.removed(layer) for layer in plan.keep)
+
     @pytest.mark.parametrize(
         ("words", "message"),
         [
-            ((), "give one of --keep"),
-            (("--ratio", 0.5, "--keep", "fc1=2"), "not both"),
+            ((), "neither was given"),
+            (("--ratio", 0.5, "--keep", "fc1=2"), "both were given"),
+            (("--ratio", 0.5, "--border", "soft"), "'exact' or 'folded'"),
+            (("--max-params", 10), "10"),
+            (("--max-params", 400, "--across", "luck"), "'share'"),
             (("--ratio", 1.0), "1"),
             (("--ratio", "half"), "not of the form"),
             (("--keep", "fc1"), "not of the form"),

@@ -43,7 +43,8 @@ def test_provenance_says_how_it_came_about():
     }
     assert (record["value"], record["removal"], record["seed"]) == ("Recall(label=1)", "mean", 7)
     assert record["data"]["examples"] == 12
-    assert set(record["refused_layers"]) == {"stem", "down"}
+    assert record["refused_layers"] == {}
+    assert set(record["by_layer"]) == {"stem", "up"}  # "down" is added to the stem
     assert record["versions"]["torch"] == str(torch.__version__)
     layer = record["by_layer"]["up"]
     assert layer["way"] == "additive"
@@ -113,7 +114,10 @@ def test_memory_and_journal_change_nothing(tmp_path):
     kept = rank(case, method, journal=tmp_path / "run.journal", max_memory=1)
     assert plain.layers == kept.layers
     assert "journal" not in plain.provenance
-    assert kept.provenance["journal"] == {"chunks": 12, "reused": 0}  # one example at a time
+    assert kept.provenance["journal"] == {
+        "chunks": 24,
+        "reused": 0,
+    }  # two layers, one example at a time
 
 
 @pytest.mark.cuda

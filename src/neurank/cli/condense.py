@@ -1,7 +1,7 @@
 """``neurank condense``: cut the units away that a ranking puts last."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast
 
 import typer
 from torch import nn
@@ -10,16 +10,17 @@ from neurank.cli import arguments
 from neurank.cli.models import architecture, trained_model
 from neurank.cli.output import document, percent, say
 from neurank.cli.sources import load_data
-from neurank.cli.words import number_or_per_layer, per_layer
+from neurank.cli.words import layer_names, number_or_per_layer, per_layer
 from neurank.condense.condensed import Condensed
 from neurank.condense.condensed import condense as carry_out
-from neurank.condense.plan import Plan
+from neurank.condense.plan import Across
 from neurank.condense.plan import plan as choose
 from neurank.condense.retrain import retrain as fit_again
 from neurank.data import Splits
-from neurank.errors import PlanError, RankingError
+from neurank.errors import RankingError
 from neurank.files import Json
 from neurank.observe.observer import model_digest
+from neurank.observe.removal import check_removal
 from neurank.ranking import Ranking
 from neurank.text import aligned
 from neurank.training import error_rate
@@ -52,7 +53,55 @@ def condense(
             show_default=False,
         ),
     ] = None,
+    max_params: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Budget: at most N parameters.", show_default=False),
+    ] = None,
+    max_macs: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", help="Budget: at most N multiply-adds per example.", show_default=False
+        ),
+    ] = None,
+    max_latency: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SECONDS", help="Budget: at most so long for a batch.", show_default=False
+        ),
+    ] = None,
+    max_drop: Annotated[
+        float | None,
+        typer.Option(
+            metavar="0.01",
+            help="Budget: as small as the accuracy on the validation part falls by no more.",
+            show_default=False,
+        ),
+    ] = None,
+    across: Annotated[
+        str,
+        typer.Option(
+            metavar="share|score|rank|'share per cost'|'score per cost'",
+            help="How a budget compares scores of different layers.",
+        ),
+    ] = "share",
+    min_width: Annotated[
+        str, typer.Option(metavar="2|conv1=4", help="The least width of every layer.")
+    ] = "1",
+    multiple_of: Annotated[
+        str, typer.Option(metavar="8|conv1=4", help="What widths are multiples of.")
+    ] = "1",
+    ignored: Annotated[
+        str,
+        typer.Option(metavar="conv1,fc2", help="Layers that stay whole.", show_default=False),
+    ] = "",
     removal: arguments.Removal = "zero",
+    border: Annotated[
+        str,
+        typer.Option(
+            metavar="exact|folded",
+            help="Constants in front of padding: exact everywhere, or in the middle only.",
+        ),
+    ] = "exact",
     retrain: Annotated[
         int, typer.Option(min=0, metavar="EPOCHS", help="Train the small network so long.")
     ] = 0,
@@ -67,13 +116,28 @@ def condense(
     """
     arguments.check_out(out, weights, ranking)
     scores = Ranking.load(ranking)
-    plan = _plan(scores, keep, ratio)
     source = architecture(model)
     network = trained_model(source, weights)
     _check_same_network(scores, network, ranking)
     splits = load_data(data, batch_size=batch_size)
+    plan = choose(
+        scores,
+        keep=None if keep is None else per_layer(keep, int, "--keep"),
+        ratio=None if ratio is None else number_or_per_layer(ratio, float, "--ratio"),
+        max_params=max_params,
+        max_macs=max_macs,
+        max_latency=max_latency,
+        max_drop=max_drop,
+        model=network,
+        data=splits.validation,
+        removal=check_removal(removal),
+        across=cast("Across", across),  # checked there
+        min_width=number_or_per_layer(min_width, int, "--min-width"),
+        multiple_of=number_or_per_layer(multiple_of, int, "--multiple-of"),
+        ignored=layer_names(ignored) or (),
+    )
     errors = {"before": error_rate(network, splits.test)}
-    small = carry_out(network, plan, splits.train, removal=removal)
+    small = carry_out(network, plan, splits.train, removal=removal, border=border)
     errors["condensed"] = error_rate(small.model, splits.test)
     if retrain:
         errors["retrained"] = _retrained(small.model, splits, retrain, batch_size, seed)
@@ -102,15 +166,6 @@ def condensed_document(small: Condensed) -> dict[str, Json]:
         },
         "removal": small.origin.removal,
     }
-
-
-def _plan(ranking: Ranking, keep: str | None, ratio: str | None) -> Plan:
-    if (keep is None) == (ratio is None):
-        raise PlanError("give one of --keep conv1=5,conv2=7 and --ratio 0.5, and not both")
-    if keep is not None:
-        return choose(ranking, keep=per_layer(keep, int, "--keep"))
-    assert ratio is not None
-    return choose(ranking, ratio=number_or_per_layer(ratio, float, "--ratio"))
 
 
 def _check_same_network(ranking: Ranking, network: nn.Module, path: Path) -> None:
