@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from neurank.condense.plan import Plan, plan
-from neurank.errors import PlanError
+from neurank.errors import FileError, PlanError
+from neurank.files import write_tensors
 from neurank.ranking import LayerRanking, Ranking
 
 RANKING = Ranking.from_scores(
@@ -174,3 +175,103 @@ def test_the_table_escapes_names_and_cuts_long_lists():
 def test_source_must_be_json():
     with pytest.raises(PlanError, match="source"):
         Plan({"a": (0,)}, {"a": 1}, {"x": object()})
+
+
+def test_numbers_and_shares_are_rounded_up_to_what_widths_may_be():
+    rules = {"min_width": {"fc1": 2}, "multiple_of": {"conv1": 2}}
+    assert plan(RANKING, keep={"conv1": 1, "fc1": 1}, **rules).widths_after == {
+        "conv1": 2,
+        "fc1": 2,
+    }
+    assert plan(RANKING, ratio=0.5, **rules).widths_after == {"conv1": 4, "fc1": 2}
+    assert plan(RANKING, keep={"conv1": 5}, multiple_of=4).widths_after == {"conv1": 5}
+    assert plan(RANKING, ratio=0.5, min_width=9).widths_after == {"conv1": 5, "fc1": 2}
+
+
+def test_ignored_layers_are_not_planned_for():
+    assert set(plan(RANKING, ratio=0.5, ignored=["fc1"]).keep) == {"conv1"}
+    with pytest.raises(PlanError, match="'fc1' is in keep and in ignored"):
+        plan(RANKING, keep={"fc1": 1}, ignored=["fc1"])
+    with pytest.raises(PlanError, match="'fc1' is in ratio and in ignored"):
+        plan(RANKING, ratio={"fc1": 0.5}, ignored=("fc1",))
+
+
+@pytest.mark.parametrize(
+    ("rules", "message"),
+    [
+        ({"min_width": 0}, "min_width of layer 'conv1' is 0"),
+        ({"multiple_of": {"fc1": 2.5}}, "multiple_of of layer 'fc1' is 2.5"),
+        ({"multiple_of": True}, "is True"),
+        ({"min_width": {"fc9": 2}}, "'fc9' is not in the ranking"),
+        ({"ignored": ["fc9"]}, "'fc9' is not in the ranking"),
+        ({"ignored": "fc1"}, r"write ignored=\['fc1'\]"),
+    ],
+)
+def test_rules_that_make_no_sense_are_refused(rules, message):
+    with pytest.raises(PlanError, match=message):
+        plan(RANKING, ratio=0.5, **rules)
+
+
+def test_indices_must_fit_the_rules():
+    assert plan(RANKING, keep={"conv1": [0, 3]}, multiple_of=2).keep["conv1"] == (0, 3)
+    with pytest.raises(PlanError, match=r"3 indices are given for layer 'conv1'.* give 4"):
+        plan(RANKING, keep={"conv1": [0, 1, 2]}, multiple_of=2)
+
+
+@given(st.data())
+def test_two_plans_in_turn_are_one(data):
+    def some(width):
+        return data.draw(st.sets(st.integers(0, width - 1), min_size=1).map(sorted))
+
+    first = {"a": some(9), "b": some(4)}
+    later = {"a": some(len(first["a"])), "c": some(3)}
+    widths = {"a": 9, "b": 4, "c": 3}
+    one = Plan.from_keep(first, widths)
+    both = one.then(Plan.from_keep(later, {"a": len(first["a"]), "c": 3}))
+    units = {name: list(range(width)) for name, width in widths.items()}
+    for kept in (first, later):
+        units = {
+            name: [left[it] for it in kept[name]] if name in kept else left
+            for name, left in units.items()
+        }
+    assert both == Plan.from_keep(units, widths)
+
+
+def test_a_later_plan_must_be_for_what_is_left():
+    first = Plan({"a": (0, 2)}, {"a": 3})
+    with pytest.raises(PlanError, match="for 3 units of layer 'a', of which this one leaves 2"):
+        first.then(Plan({"a": (0,)}, {"a": 3}))
+
+
+def test_comparison_says_what_is_shared_and_what_is_not():
+    first = Plan({"a": (0, 2, 3), "b": (1,)}, {"a": 5, "b": 2})
+    second = Plan({"a": (3, 4), "c": (0,)}, {"a": 5, "c": 2})
+    found = first.compare(second)
+    assert (found.both("a"), found.only_first("a"), found.only_second("a")) == ((3,), (0, 2), (4,))
+    assert found.shared("a") == 0.25
+    assert (found.both("b"), found.only_second("b")) == ((1,), (0,))  # whole in the second
+    assert (found.both("c"), found.only_first("c")) == ((0,), (1,))
+    assert str(found).splitlines()[1].split() == ["a", "5", "3", "0", "2", "4", "25", "%"]
+    with pytest.raises(PlanError, match="'a' has 5 units in one plan and 6 in the other"):
+        first.compare(Plan({"a": (0,)}, {"a": 6}))
+    with pytest.raises(PlanError, match="'z'"):
+        found.both("z")
+
+
+def test_a_file_brings_the_plan_back_and_any_change_is_found(tmp_path):
+    made = Plan({"z": (1, 3), "a": (0,)}, {"z": 4, "a": 2}, {"method": "given", "x": [1, None]})
+    path = tmp_path / "plan.safetensors"
+    made.save(path)
+    again = Plan.load(path)
+    assert again == made
+    assert list(again.keep) == ["z", "a"]
+    assert again.source == made.source
+    path.write_bytes(path.read_bytes().replace(b'units\\":4', b'units\\":5'))
+    with pytest.raises(FileError, match="altered"):
+        Plan.load(path)
+    write_tensors(path, {}, {"layers": 5}, kind="plan")
+    with pytest.raises(FileError, match="no plan"):
+        Plan.load(path)
+    write_tensors(path, {}, {}, kind="ranking")
+    with pytest.raises(FileError, match="'ranking', not a 'plan'"):
+        Plan.load(path)
