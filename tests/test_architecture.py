@@ -19,7 +19,7 @@ FLOORS = (
     {"units"},
     {"observe"},
     {"rankers"},
-    {"agreement"},
+    {"agreement", "combination"},
     {"condense"},
     {"report"},
     {"cli"},

@@ -10,6 +10,7 @@ DOCUMENTED = {
     "zoo": "the papers' networks",
     "errors": "everything that is raised on purpose",
     "fit": "train", "error_rate": "test",
+    "combine": "several rankings", "smallest": "search", "Smallest": "result",
     "rank": "score", "compare": "two rankings", "plan": "choose", "condense": "carry out",
     "retrain": "afterwards", "load": "a condensed network",
     "ExactShapley": "method", "PermutationShapley": "method", "ImportanceSwitch": "method",

@@ -4,10 +4,12 @@ __version__ = "0.1.0"
 
 from neurank import data, errors, zoo
 from neurank.agreement import Agreement, compare
+from neurank.combination import combine
 from neurank.condense.condensed import Condensed, condense
 from neurank.condense.load import load
 from neurank.condense.plan import Plan, plan
 from neurank.condense.retrain import retrain
+from neurank.condense.search import Smallest, smallest
 from neurank.observe.value import Accuracy, Margin, NegativeLoss, Recall
 from neurank.rankers.exact_shapley import ExactShapley
 from neurank.rankers.importance_switch import ImportanceSwitch
@@ -41,6 +43,7 @@ __all__ = [
     "Ranking",
     "Recall",
     "Seconds",
+    "Smallest",
     "StderrBelow",
     "Taylor",
     "TopCertain",
@@ -48,6 +51,7 @@ __all__ = [
     "TwoStageShapley",
     "ValueTable",
     "WeightNorm",
+    "combine",
     "compare",
     "condense",
     "data",
@@ -58,6 +62,7 @@ __all__ = [
     "plan",
     "rank",
     "retrain",
+    "smallest",
     "value_table",
     "zoo",
 ]
