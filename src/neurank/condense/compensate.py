@@ -16,7 +16,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from neurank.condense.narrowed import reduced_name, removed_name
+from neurank.condense.narrowed import beside, reduced_name, removed_name
 from neurank.condense.plan import Plan
 from neurank.condense.surgery import bias_of, cut_layers
 from neurank.errors import CondenseError, MethodError
@@ -143,7 +143,7 @@ def _make_up(
         dtype = runner.tensors[operation.weights[0]].dtype
         transposed = operation.kind in TRANSPOSED
         left = kernel[rows][None] if transposed else kernel[rows][:, None]
-        _keep_one(made, f"{_owner(operation)}.constant", left.to(dtype), lost)
+        _keep_one(made, beside(operation.weights[0], "constant"), left.to(dtype), lost)
         return
     middle = kernel.flatten(1).sum(dim=1)
     _keep_one(shifts, bias_of(operation, model), middle, lost)
@@ -202,7 +202,7 @@ def _counted(lost: _Lost, runner: Runner) -> Tensor:
     operation = lost.operation
     parts = torch.stack([lost.removed.to(torch.float64), lost.constants, lost.constants.square()])
     weights = [runner.tensors[name] for name in operation.weights]
-    dtype = weights[0].dtype if weights else torch.get_default_dtype()
+    dtype = weights[0].dtype if weights else _counting_dtype(runner)
     if operation.kind == "group_norm":
         return parts.reshape(3, operation.args[1], -1).sum(dim=2).T.to(dtype)
     shape = operation.args[1]
@@ -223,18 +223,20 @@ def _reduced(lost: _Lost, space: UnitSpace, runner: Runner) -> Tensor:
     found = torch.stack(
         [torch.tensor(float(others * len(gave))), others * gave.sum(), gave.min(), gave.max()]
     )
+    return found.to(_counting_dtype(runner))
+
+
+def _counting_dtype(runner: Runner) -> torch.dtype:
+    """Return the type of the network's numbers, or float32 where that is more precise."""
     dtypes = {it.dtype for it in runner.tensors.values() if it.is_floating_point()}
-    return found.to(torch.float64 if torch.float64 in dtypes else torch.float32)
-
-
-def _owner(operation: Operation) -> str:
-    return operation.weights[0].rpartition(".")[0]
+    return torch.float64 if torch.float64 in dtypes else torch.float32
 
 
 def _keep_one(found: dict[str, Tensor], name: str, value: Tensor, lost: _Lost) -> None:
     """Note a value under a name, refusing two different ones."""
     before = found.get(name)
-    if before is not None and not torch.allclose(before, value, rtol=1e-9, atol=0):
+    same = before is not None and before.shape == value.shape
+    if before is not None and not (same and torch.allclose(before, value, rtol=1e-9, atol=0)):
         raise CondenseError(
             f"the removed units of layer {lost.layer!r} leave different constants in front of "
             f"{lost.operation.module!r}, which runs more than once: no one tensor makes up for "

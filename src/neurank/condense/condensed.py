@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from neurank.condense.carry import Carried, carry_over
 from neurank.condense.compensate import Border, Compensation, check_border, compensation
 from neurank.condense.costs import Report, multiply_adds_of, parameters
+from neurank.condense.export import to_onnx
 from neurank.condense.narrowed import Narrowing, groups_left, narrowed_graph
 from neurank.condense.plan import Plan
 from neurank.condense.rewritten import Rewritten, check_training, runs_as_it_is
@@ -117,6 +118,19 @@ class Condensed:
             It cannot be carried over, with the reason; it is unchanged then.
         """
         return carry_over(optimizer, old, self.model, self.cuts)
+
+    def to_onnx(self, path: str | os.PathLike[str]) -> None:
+        """Write the network as one ONNX file, for any number of examples.
+
+        Raises
+        ------
+        CondenseError, ModelError
+            ONNX's packages are missing (``pip install 'neurank[onnx]'``), or cannot express it.
+        FileError
+            The file cannot be written.
+        """
+        dtype = getattr(torch, self.origin.example_dtype)
+        to_onnx(self.model, self.origin.example_shape, path, dtype=dtype)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the network, with the weights it has now, and its plan as one safetensors file.
@@ -294,7 +308,8 @@ def _narrow(
     narrowing = Narrowing(space.coupling, gone, tensors, frozenset(made))
     graph = narrowed_graph(narrowing, biases)
     fit = parts_fit(model, added.made)
-    operate(model, Changes(cuts, added.shifts, added.made, _groups(narrowing)))
+    groups, shapes = _groups(narrowing), _bare_norms(narrowing)
+    operate(model, Changes(cuts, added.shifts, added.made, groups, shapes))
     if fit:
         swap_parts(model, added.made)
     return _Narrow(graph, made, fit)
@@ -305,10 +320,25 @@ def _groups(narrowing: Narrowing) -> dict[str, int]:
     found = {}
     for operation in narrowing.coupling.graph.operations:
         is_grouped = operation.kind in {*CONVOLUTIONS, *TRANSPOSED, "group_norm"}
-        if is_grouped and operation.weights and narrowing.changes(operation.name):
-            owner = operation.weights[0].rpartition(".")[0]
-            found[owner] = groups_left(operation, narrowing)
+        if is_grouped and narrowing.changes(operation.name):
+            stored = [weight.rpartition(".")[0] for weight in operation.weights]
+            found[(*stored, operation.module)[0]] = groups_left(operation, narrowing)
     return found
+
+
+def _bare_norms(narrowing: Narrowing) -> dict[str, tuple[int, ...]]:
+    """By module of a norm without parameters, the shape over which it goes on normalising."""
+    found = {}
+    for operation in narrowing.coupling.graph.operations:
+        is_bare = operation.kind in _NORMS and not operation.weights and operation.module
+        if is_bare and narrowing.changes(operation.name):
+            over_last = operation.kind in {"layer_norm", "rms_norm"}
+            axes = slice(-len(operation.args[1]), None) if over_last else slice(1, 2)
+            found[operation.module] = narrowing.sizes(operation.name)[axes]
+    return found
+
+
+_NORMS = frozenset({"layer_norm", "rms_norm", "group_norm", "instance_norm"})
 
 
 def rebuilt(

@@ -26,6 +26,7 @@ from neurank.units.labels import compact, where
 from neurank.units.rules import (
     CONSTANTS,
     CONVOLUTIONS,
+    GROUPS_PLACE,
     MOVES,
     OVER_UNITS,
     TRANSPOSED,
@@ -365,7 +366,7 @@ def _convolution(
     if groups != groups_of(operation):
         operation = _with_groups(operation, groups)
     weight = operation.args[1]
-    constant = f"{weight.name.rpartition('.')[0]}.constant" if isinstance(weight, Weight) else ""
+    constant = beside(weight.name, "constant") if isinstance(weight, Weight) else ""
     if constant not in narrowing.made:
         return (operation,)
     transposed = operation.kind in TRANSPOSED
@@ -412,10 +413,9 @@ def groups_left(operation: Operation, narrowing: Narrowing) -> int:
 
 
 def _with_groups(operation: Operation, groups: int) -> Operation:
-    place = 7 if operation.kind in TRANSPOSED else 6
-    if len(operation.args) > place:
+    if len(operation.args) > GROUPS_PLACE:
         arguments = list(operation.args)
-        arguments[place] = groups
+        arguments[GROUPS_PLACE] = groups
         return replace(operation, args=tuple(arguments))
     return replace(operation, kwargs={**operation.kwargs, "groups": groups})
 
@@ -482,8 +482,22 @@ def _group_norm(
 
 def removed_name(operation: Operation) -> str:
     """Name of the tensor in which a normalisation keeps what it still counts."""
-    owner = operation.module or operation.weights[0].rpartition(".")[0]
-    return f"{owner}.removed"
+    if operation.weights:
+        return beside(operation.weights[0], "removed")
+    return f"{operation.module}.removed" if operation.module else f"{operation.name}_removed"
+
+
+def beside(weight: str, attribute: str) -> str:
+    """Name a tensor that belongs to a weight.
+
+    Example
+    -------
+    >>> beside("conv.weight", "constant"), beside("block.filters", "constant")
+    ('conv.constant', 'block.filters_constant')
+    """
+    owner, _, own = weight.rpartition(".")
+    name = attribute if own == "weight" else f"{own}_{attribute}"
+    return f"{owner}.{name}" if owner else name
 
 
 _RULES: Mapping[str, Rule] = {

@@ -7,7 +7,7 @@ changed.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -48,12 +48,14 @@ class Changes:
     made : tensors that are not there before, by dotted name, cut already: the ``constant`` of a
         convolution, a parameter, and the ``removed`` of a normalisation, a buffer.
     groups : by dotted name of a convolution or GroupNorm, how many groups are left.
+    shapes : by dotted name of a norm without parameters, over what shape it goes on normalising.
     """
 
     cuts: tuple[Cut, ...]
     shifts: Mapping[str, Tensor]
     made: Mapping[str, Tensor]
     groups: Mapping[str, int]
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
 
 def gone_classes(plan: Plan, space: UnitSpace) -> Tensor:
@@ -140,6 +142,8 @@ def operate(model: nn.Module, changes: Changes) -> None:
         _install(model, name, tensor, tensors)
     for name, groups in changes.groups.items():
         _regroup(model.get_submodule(name), groups)
+    for name, shape in changes.shapes.items():
+        _note_shape(model.get_submodule(name), shape)
     for owner in dict.fromkeys(name.rpartition(".")[0] for name in changed):
         _note_widths(model.get_submodule(owner))
     for name, tensor in changes.made.items():
@@ -247,8 +251,9 @@ def _add(model: nn.Module, name: str, tensor: Tensor) -> None:
     path, _, attribute = name.rpartition(".")
     owner = model.get_submodule(path)
     tensor = tensor.to(next((it.device for it in model.parameters()), tensor.device))
-    if attribute == "constant":
-        trains = owner.get_parameter("weight").requires_grad
+    if attribute.endswith("constant"):
+        weight = attribute.removesuffix("constant").removesuffix("_") or "weight"
+        trains = owner.get_parameter(weight).requires_grad
         owner.register_parameter(attribute, nn.Parameter(tensor, requires_grad=trains))
     else:
         owner.register_buffer(attribute, tensor)
@@ -257,7 +262,7 @@ def _add(model: nn.Module, name: str, tensor: Tensor) -> None:
 def _regroup(module: nn.Module, groups: int) -> None:
     if isinstance(module, nn.GroupNorm):
         module.num_groups = groups
-    elif isinstance(getattr(module, "groups", None), int):
+    elif isinstance(getattr(module, "weight", None), Tensor) and hasattr(module, "groups"):
         module.groups = groups  # type: ignore[assignment]  # a number, as it was
 
 
@@ -279,7 +284,7 @@ def _note_widths(module: nn.Module) -> None:
     elif isinstance(module, nn.modules.batchnorm._NormBase):
         kept = module.running_mean if module.running_mean is not None else weight
         module.num_features = module.num_features if kept is None else len(kept)
-    elif isinstance(module, nn.LayerNorm) and weight is not None:
+    elif isinstance(module, nn.LayerNorm | nn.RMSNorm) and weight is not None:
         module.normalized_shape = tuple(weight.shape)
     elif isinstance(module, nn.GroupNorm) and weight is not None:
         module.num_channels = len(weight)
@@ -287,6 +292,16 @@ def _note_widths(module: nn.Module) -> None:
         module.num_parameters = len(module.weight)
     elif isinstance(module, nn.Embedding):
         module.embedding_dim = module.weight.shape[1]
+
+
+def _note_shape(module: nn.Module, shape: tuple[int, ...]) -> None:
+    """Bring the number up to date that a norm without parameters keeps."""
+    if isinstance(module, nn.LayerNorm | nn.RMSNorm):
+        module.normalized_shape = shape
+    elif isinstance(module, nn.GroupNorm):
+        (module.num_channels,) = shape
+    elif isinstance(module, nn.modules.batchnorm._NormBase):
+        (module.num_features,) = shape
 
 
 def bias_of(consumer: Operation, model: nn.Module) -> str:

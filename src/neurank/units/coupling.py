@@ -162,11 +162,41 @@ def _settle(
 ) -> tuple[dict[str, Picked], frozenset[str]]:
     """Add the ties that hang on others until nothing changes; return what is picked by index."""
     while True:
-        before = sum(pairs.shape[1] for pairs in labelling.pairs) + len(labelling.pins)
+        before = _known(labelling)
         labelling.shared = [it for it in labelling.shared if not _decided(labelling, it)]
         found = _make_rectangular(labelling, operations)
-        if sum(pairs.shape[1] for pairs in labelling.pairs) + len(labelling.pins) == before:
+        if _known(labelling) == before:
+            _join_elements_to_slices(labelling)
+        if _known(labelling) == before:
             return found
+
+
+def _known(labelling: Labelling) -> int:
+    """Count ties and pins."""
+    return sum(pairs.shape[1] for pairs in labelling.pairs) + len(labelling.pins)
+
+
+def _join_elements_to_slices(labelling: Labelling) -> None:
+    """Let the elements of a tensor go with its slices where both are used; each tensor once.
+
+    Such is the weight of a layer that is squared and summed besides.
+    """
+    classes = _classes(labelling)
+    for name, atoms in labelling.elements.items():
+        axes = [axis for tensor, axis in labelling.sliced if tensor == name]
+        if not axes or name in labelling.joined or not _is_used(labelling, name):
+            continue
+        labelling.joined.add(name)
+        along = varying(classes[atoms])
+        for axis in axes:
+            slices = labelling.axis_atoms(name, axis)
+            if set(along) <= {axis}:
+                labelling.tie(labelling.tie_over(atoms, axis, _BESIDES), slices, _BESIDES)
+            else:
+                labelling.pin(slices, _BESIDES)
+
+
+_BESIDES = "its weight is used element by element besides"
 
 
 def _decided(labelling: Labelling, shared: Shared) -> bool:
@@ -221,6 +251,14 @@ def _meets_units(labelling: Labelling, name: str) -> bool:
     atoms = labelling.elements[name]
     low, high = int(atoms.min()), int(atoms.max())
     return any(bool(((pairs >= low) & (pairs <= high)).any()) for pairs in labelling.pairs)
+
+
+def _is_used(labelling: Labelling, name: str) -> bool:
+    """Whether elements of a tensor are tied or pinned, not only handed round."""
+    atoms = labelling.elements[name]
+    low, high = int(atoms.min()), int(atoms.max())
+    pinned = any(bool(((it >= low) & (it <= high)).any()) for it, _ in labelling.pins)
+    return pinned or _meets_units(labelling, name)
 
 
 def _tie_but_one_axis(labelling: Labelling, labels: Tensor, classes: Tensor) -> None:
@@ -304,6 +342,7 @@ def _sliced_elements(labelling: Labelling, classes: Tensor) -> Iterator[Slots]:
     """Say along which axis tensors whose elements are labelled one by one lose slices."""
     for name, atoms in labelling.elements.items():
         along = varying(classes[atoms])
-        if len(along) == 1 and _meets_units(labelling, name):
+        known = along and (name, along[0]) in labelling.sliced
+        if len(along) == 1 and not known and _meets_units(labelling, name):
             first = atoms.movedim(along[0], 0).reshape(atoms.shape[along[0]], -1)[:, 0]
             yield Slots(name, along[0], first)

@@ -90,6 +90,7 @@ class Labelling:
     reads : the operations that mix units.
     shared : what is decided last.
     pins : labels that stay, with the reason.
+    joined : tensors whose elements were tied to their slices.
     """
 
     def __init__(self, graph: Graph, tensors: Mapping[str, Tensor]) -> None:
@@ -101,6 +102,7 @@ class Labelling:
         self.shared: list[Shared] = []
         self.pins: list[tuple[Tensor, str]] = []
         self.pairs: list[Tensor] = []
+        self.joined: set[str] = set()
         self.atoms = 1  # atom 0 is FIXED
         self._by_axis: dict[tuple[str, int], Tensor] = {}
         self._by_element: dict[str, Tensor] = {}
@@ -132,6 +134,11 @@ class Labelling:
         return self._by_element[tensor]
 
     @property
+    def sliced(self) -> Iterable[tuple[str, int]]:
+        """The tensors whose entries along an axis are labelled, with the axis."""
+        return self._by_axis.keys()
+
+    @property
     def elements(self) -> Mapping[str, Tensor]:
         """The atoms of tensors whose elements are labelled one by one."""
         return self._by_element
@@ -160,8 +167,8 @@ class Labelling:
 
     def tie_over(self, labels: Tensor, axis: int, reason: str) -> Tensor:
         """Tie all elements at one place of an axis; return the label of each place."""
-        by_place = compact(labels).movedim(axis, 0).flatten(1)
-        by_place = by_place.expand(labels.shape[axis], -1)
+        by_place = compact(labels).movedim(axis, 0)
+        by_place = by_place.reshape(len(by_place), -1).expand(labels.shape[axis], -1)
         first = by_place[:, :1]
         if by_place.shape[1] > 1:
             self.tie(first.expand_as(by_place), by_place, reason)

@@ -22,6 +22,8 @@ from neurank.units.labels import (
 
 CONVOLUTIONS = frozenset({"conv1d", "conv2d", "conv3d"})
 TRANSPOSED = frozenset(f"conv_transpose{n}d" for n in (1, 2, 3))
+GROUPS_PLACE = 6
+"""Which argument of a convolution, transposed or not, is its number of groups."""
 MATMULS = frozenset({"matmul", "bmm"})
 PRODUCERS = CONVOLUTIONS | TRANSPOSED | {"linear"}
 """Operations whose weight's rows are units."""
@@ -131,7 +133,9 @@ def _unknown(labelling: Labelling, operation: Operation) -> Any:
     found: list[Tensor] = []
     map_leaves(
         lambda leaf: (
-            found.extend(tensors_in([labelling.resolved(leaf)])) if isinstance(leaf, Ref) else None
+            found.extend(tensors_in([labelling.resolved(leaf)]))
+            if isinstance(leaf, Ref | Weight)
+            else None
         ),
         (operation.args, dict(operation.kwargs)),
     )
@@ -229,9 +233,10 @@ def _prelu(labelling: Labelling, operation: Operation) -> Tensor:
     """Multiply by a slope for each channel on axis 1, or by one for all."""
     read = _read(labelling, operation)
     slope = operation.args[1]
-    if isinstance(slope, Weight) and labelling.tensors[slope.name].numel() > 1:
+    slopes = labelling.resolved(slope).numel() if isinstance(slope, Weight | Ref) else 1
+    if slopes > 1:
         channels = labelling.tie_over(read, 1, f"it is read by {where(operation)}")
-        labelling.tie(channels, labelling.axis_atoms(slope.name, 0), "")
+        _tie_vector(labelling, channels, slope, operation)
     return read
 
 
@@ -314,16 +319,19 @@ def removes_whole_groups(operation: Operation, tensors: Mapping[str, Tensor]) ->
 
     What gives more units is done: groups where there are at least as many as channels in one.
     """
+    rows, columns, *_ = tensors[operation.weights[0]].shape
+    return are_whole_groups(operation, rows, columns)
+
+
+def are_whole_groups(operation: Operation, rows: int, columns: int) -> bool:
+    """Whether groups are lost where the weight's first axes have these sizes."""
     groups = groups_of(operation)
-    shape = tensors[operation.weights[0]].shape
-    per_group = (shape[0] // groups, shape[1])
-    return groups > 1 and groups >= max(per_group)
+    return groups > 1 and groups >= max(rows // groups, columns)
 
 
 def groups_of(operation: Operation) -> int:
     """Return the number of groups of a convolution."""
-    place = 7 if operation.kind in TRANSPOSED else 6
-    given = operation.args[place] if len(operation.args) > place else None
+    given = operation.args[GROUPS_PLACE] if len(operation.args) > GROUPS_PLACE else None
     return int(operation.kwargs.get("groups", 1) if given is None else given)
 
 
@@ -388,8 +396,7 @@ def _batch_norm(labelling: Labelling, operation: Operation) -> Tensor:
     read = _read(labelling, operation)
     channels = labelling.tie_over(read, 1, f"it is read by {where(operation)}")
     for argument in operation.args[1:5]:
-        if isinstance(argument, Weight):
-            labelling.tie(channels, labelling.axis_atoms(argument.name, 0), "")
+        _tie_vector(labelling, channels, argument, operation)
     if operation.kind == "batch_norm" and operation.args[5]:
         labelling.pin(channels, f"{where(operation)} normalises by the batch")
     return read
@@ -405,8 +412,11 @@ def _layer_norm(labelling: Labelling, operation: Operation) -> Tensor:
     axis = over_units[-1] if over_units else read.ndim - 1
     units = labelling.tie_over(read, axis, f"it is normalised by {where(operation)}")
     for argument in operation.args[2:4]:
-        if isinstance(argument, Weight):
-            _norm_weight(labelling, operation, argument.name, read, units)
+        if len(operation.args[1]) == 1:
+            _tie_vector(labelling, units, argument, operation)
+        elif isinstance(argument, Weight | Ref):
+            atoms = labelling.resolved(argument)
+            labelling.tie(read[(0,) * (read.ndim - atoms.ndim)], atoms, "")
     labelling.read(operation, _name(operation), axis, units, "norm")
     return read
 
@@ -416,14 +426,13 @@ def _rms_norm(labelling: Labelling, operation: Operation) -> Tensor:
     return _layer_norm(labelling, operation)
 
 
-def _norm_weight(
-    labelling: Labelling, operation: Operation, name: str, read: Tensor, units: Tensor
-) -> None:
-    if len(operation.args[1]) == 1:
-        labelling.tie(units, labelling.axis_atoms(name, 0), "")
-    else:
-        atoms = labelling.element_atoms(name)
-        labelling.tie(read[(0,) * (read.ndim - atoms.ndim)], atoms, "")
+def _tie_vector(labelling: Labelling, units: Tensor, vector: Any, operation: Operation) -> None:
+    """Tie units to the entries of a parameter, or of what is computed from parameters."""
+    if isinstance(vector, Weight):
+        labelling.tie(units, labelling.axis_atoms(vector.name, 0), "")
+    elif isinstance(vector, Ref):
+        reason = f"it is read by {where(operation)} beside something that cannot lose units"
+        labelling.tie(units, labelling.resolved(vector), reason)
 
 
 def _group_norm(labelling: Labelling, operation: Operation) -> Tensor:
@@ -432,8 +441,7 @@ def _group_norm(labelling: Labelling, operation: Operation) -> Tensor:
     groups = operation.args[1]
     channels = labelling.tie_over(read, 1, f"it is normalised by {where(operation)}")
     for argument in operation.args[2:4]:
-        if isinstance(argument, Weight):
-            labelling.tie(channels, labelling.axis_atoms(argument.name, 0), "")
+        _tie_vector(labelling, channels, argument, operation)
     by_group = channels.reshape(groups, -1)
     if normalises_whole_groups(operation, len(channels)):
         labelling.tie(by_group[:, :1].expand_as(by_group), by_group, "its group is fixed")

@@ -16,7 +16,7 @@ from neurank.units.channelwise import NONLINEAR, is_channelwise
 from neurank.units.coupling import OUTPUT, Coupling, couple
 from neurank.units.graph import Graph, Operation, Ref, Weight
 from neurank.units.labels import Read
-from neurank.units.rules import CONVOLUTIONS, PRODUCERS, TRANSPOSED
+from neurank.units.rules import CONVOLUTIONS, PRODUCERS, TRANSPOSED, are_whole_groups
 
 
 @dataclass(frozen=True)
@@ -276,10 +276,11 @@ def _rows(operation: Operation, coupling: Coupling) -> Tensor | None:
         if made.kind not in {"t", "numpy_T", "transpose", "permute"}:
             return None
         weight, axis = made.args[0], 1 - axis
-    for slots in coupling.slots_of.get(weight.name, ()):
-        if slots.axis == axis:
-            return slots.atoms
-    return None
+    atoms = {slots.axis: slots.atoms for slots in coupling.slots_of.get(weight.name, ())}
+    if operation.kind in TRANSPOSED and {0, 1} <= set(atoms):
+        # Where whole groups go, it is what they read that says which.
+        axis = 0 if are_whole_groups(operation, len(atoms[0]), len(atoms[1])) else 1
+    return atoms.get(axis)
 
 
 def _groups(rows: Sequence[_Rows], coupling: Coupling) -> Iterator[tuple[_Rows, ...]]:
