@@ -56,7 +56,7 @@ def test_each_says_what_it_is(name):
         assert thing.__module__.startswith("neurank.")
 
 
-MADE_BY_OTHERS = {"Agreement": "compare", "Condensed": "condense"}
+MADE_BY_OTHERS = {"Agreement": "compare", "Condensed": "condense", "Smallest": "smallest"}
 """Nobody makes these by hand; what makes them has the example."""
 
 

@@ -19,7 +19,7 @@ def blocks(language):
 
 def test_the_quickstart_runs_and_is_short(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    code, further = blocks("python")
+    code, further, budgets = blocks("python")
     names = {}
     exec(compile(code, "README.md", "exec"), names)
     assert len([line for line in code.splitlines() if line.strip()]) <= 20
@@ -29,6 +29,9 @@ def test_the_quickstart_runs_and_is_short(tmp_path, monkeypatch, capsys):
     exec(compile(further, "README.md", "exec"), names)
     assert names["ranking"].provenance["journal"]["reused"] == 0
     assert names["table"].shapley().shape == (16,)
+    exec(compile(budgets, "README.md", "exec"), names)
+    assert names["small"].report.parameters[1] < names["small"].report.parameters[0]
+    assert len(names["found"].attempts) <= 4
 
 
 def test_the_steps_on_the_command_line_run(tmp_path, monkeypatch):
