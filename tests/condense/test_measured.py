@@ -101,11 +101,11 @@ def test_repeats_are_interleaved_and_the_first_passes_do_not_count():
     assert all((it.batch_size, it.repeats) == (5, 4) for it in found.values())
 
 
-def test_times_are_those_of_the_clock(monkeypatch):
+def test_times_are_those_of_the_clock():
     # what is slow by 1 s in warming up and then takes 3, 1, 2, 5 and 4 s
-    clock = iter([0, 9, 0, 9, 0, 9, 0, 3, 0, 1, 0, 2, 0, 5, 0, 4])
-    monkeypatch.setattr(measure.time, "perf_counter", lambda: float(next(clock)))
-    found = interleaved({"one": nn.ReLU()}, torch.rand(2, 3), repeats=5)["one"]
+    clock = map(float, [0, 9, 0, 9, 0, 9, 0, 3, 0, 1, 0, 2, 0, 5, 0, 4])
+    models = {"one": nn.ReLU()}
+    found = interleaved(models, torch.rand(2, 3), repeats=5, clock=lambda: next(clock))["one"]
     assert found == Times(2, median=3.0, lower=2.0, upper=4.0, repeats=5)
 
 
@@ -118,6 +118,28 @@ def test_it_prints_and_goes_into_json():
     document = found.to_json()
     assert document["peak_memory"] == {"1": 3200, "2": 6400}
     assert document["times"]["2"]["repeats"] == 1
+
+
+def test_stages_are_measured_beside_each_other(monkeypatch):
+    timed = []
+
+    def noting(models, inputs, repeats):
+        timed.append((list(models), len(inputs), repeats))
+        return {name: Times(len(inputs), len(name), 0, 0, repeats) for name in models}
+
+    data = [(torch.eye(3), torch.tensor([0, 1, 1])), (torch.eye(3), torch.tensor([0, 1, 0]))]
+    models = {name: nn.Linear(3, 3, bias=False) for name in ("same", "moved")}
+    with torch.no_grad():
+        models["same"].weight.copy_(torch.eye(3))
+        models["moved"].weight.copy_(torch.eye(3).roll(1, dims=0))
+    monkeypatch.setattr(measure, "interleaved", noting)
+    found = measure.stages(models, data, batch_sizes=(2,), repeats=7)
+    assert timed[0] == (["same", "moved"], 2, 7)
+    assert [it.name for it in found] == ["same", "moved"]
+    assert [it.accuracy for it in found] == pytest.approx([4 / 6, 1 / 6])
+    assert [it.measured.times[2].median for it in found] == [4, 5]
+    with pytest.raises(DataError, match="no example"):
+        measure.stages(models, [])
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,9 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -24,6 +24,7 @@ from neurank.errors import DataError
 from neurank.files import Json
 from neurank.modes import evaluating
 from neurank.text import aligned
+from neurank.training import error_rate
 
 BATCH_SIZES = (1, 64)
 REPEATS = 15
@@ -189,8 +190,74 @@ def measured(
     )
 
 
+@dataclass(frozen=True)
+class Stage:
+    """A network on the way: before condensing, after it, after retraining.
+
+    Attributes
+    ----------
+    name : what to call it.
+    accuracy : the share of right answers.
+    measured : what it takes to run.
+    """
+
+    name: str
+    accuracy: float
+    measured: Measured
+
+
+def stages(
+    models: Mapping[str, nn.Module],
+    data: Iterable[tuple[Tensor, Tensor]],
+    *,
+    batch_sizes: Sequence[int] = BATCH_SIZES,
+    repeats: int = REPEATS,
+) -> tuple[Stage, ...]:
+    """Measure several networks beside each other, such as one before and after condensing.
+
+    Parameters
+    ----------
+    models
+        By name, the one that the others are compared with first.
+    data
+        Batches ``(inputs, targets)`` for the accuracy; the first is also what is timed.
+    batch_sizes, repeats
+        As for `measured`; repeats are interleaved.
+
+    Raises
+    ------
+    DataError, ModelError
+        As for `measured` and `neurank.error_rate`.
+
+    Examples
+    --------
+    >>> import neurank as nr
+    >>> digits = nr.data.load("digits").test
+    >>> models = {"large": nr.zoo.digits_net(seed=0), "small": nr.zoo.digits_net(2, 3, 4, 5)}
+    >>> large, small = stages(models, digits, batch_sizes=(1,), repeats=2)
+    >>> large.measured.parameters, small.measured.parameters
+    (4026, 214)
+    """
+    batches = list(data)
+    if not batches:
+        raise DataError("there is no example to measure with: give at least one")
+    inputs = batches[0][0]
+    _check(inputs, batch_sizes, repeats)
+    times = {size: interleaved(models, _batch(inputs, size), repeats) for size in batch_sizes}
+    found = []
+    for name, model in models.items():
+        costs = measured(model, inputs, batch_sizes=batch_sizes, repeats=1)
+        own = {size: times[size][name] for size in batch_sizes}
+        right = 1 - error_rate(model, batches)
+        found.append(Stage(name, right, replace(costs, times=own)))
+    return tuple(found)
+
+
 def interleaved(
-    models: Mapping[str, nn.Module], inputs: Tensor, repeats: int = REPEATS
+    models: Mapping[str, nn.Module],
+    inputs: Tensor,
+    repeats: int = REPEATS,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, Times]:
     """Time one batch through several networks, one after the other, again and again.
 
@@ -201,6 +268,8 @@ def interleaved(
     models : by label; each comes back as it was.
     inputs : the batch.
     repeats : rounds that are timed.
+    clock : what tells the time, in seconds; `time.process_time` leaves out what other processes
+        take, but adds the threads of this one up.
 
     Example
     -------
@@ -212,7 +281,7 @@ def interleaved(
     for turn in range(WARM_UP + repeats):
         for label, model in models.items():
             with evaluating(model), torch.inference_mode():
-                spent = _seconds(model, inputs)
+                spent = _seconds(model, inputs, clock)
             if turn >= WARM_UP:
                 seconds[label].append(spent)
     return {label: Times.of(len(inputs), spent) for label, spent in seconds.items()}
@@ -295,16 +364,16 @@ def _highest(seen: profile) -> int:
     return highest
 
 
-def _seconds(model: nn.Module, inputs: Tensor) -> float:
+def _seconds(model: nn.Module, inputs: Tensor, clock: Callable[[], float]) -> float:
     def settle() -> None:
         if inputs.device.type == "cuda":
             torch.cuda.synchronize(inputs.device)
 
     settle()
-    started = time.perf_counter()
+    started = clock()
     model(inputs)
     settle()
-    return time.perf_counter() - started
+    return clock() - started
 
 
 def _batch(inputs: Tensor, size: int) -> Tensor:
