@@ -121,8 +121,8 @@ class Settings:
 FULL = Settings(
     {
         "ours": Recipe(((16, 6), (24, 10), (32, 28))),
-        "paper's second": Recipe(((16, 3), (24, 3), (32, 4))),
-        "paper's first": Recipe(((16, 3), (24, 3), (32, 4))),
+        "paper's second": Recipe(((16, 4), (24, 4), (32, 6))),
+        "paper's first": Recipe(((16, 4), (24, 3), (32, 4))),
     }
 )
 QUICK = Settings(
@@ -556,6 +556,29 @@ def one_network(name, widths, model, ranking, splits, soft, settings, out):
     }
 
 
+def original_errors(model, normal, settings, out):
+    """Measure the errors of the network before condensing, once."""
+    kept = out / "original.json"
+    if not kept.exists():
+        kept.write_text(json.dumps(errors(model, measured_parts(normal, settings))))
+    return json.loads(kept.read_text())
+
+
+def ranking_facts(ranking):
+    """Sum up how every layer was ranked, and how sure its scores are."""
+    return [
+        {
+            "layer": layer,
+            "method": part["method"],
+            "pictures": part["data"]["examples"],
+            "spread of scores": float(ranking[layer].scores.std()),
+            "mean stderr": float(ranking[layer].stderr.mean()),
+        }
+        for part in ranking.provenance["parts"]
+        for layer in part["layers"]
+    ]
+
+
 def measured_parts(normal, settings):
     """Return the held-out pictures and the test file, or the first of each."""
     parts = {"validation": normal.validation, "test": normal.test}
@@ -587,19 +610,19 @@ def table(results):
 
 
 def write(results, folder):
-    """Write the results, and every epoch as a line of a table of its own."""
+    """Write the results, and every epoch as a line of a table of its own, to four places."""
     folder.mkdir(parents=True, exist_ok=True)
-    epochs = [
-        {"network": name, **row} for name, it in results["networks"].items() for row in it["epochs"]
-    ]
+    results = json.loads(json.dumps(results), parse_float=lambda digits: round(float(digits), 4))
+    networks = results["networks"]
+    epochs = [{"network": name, **row} for name, it in networks.items() for row in it["epochs"]]
     with (folder / "epochs.csv").open("w", newline="") as file:
-        lines = csv.DictWriter(file, ("network", "epoch", "side", "loss", "error", "seconds"))
+        columns = ("network", "epoch", "side", "loss", "error", "seconds")
+        lines = csv.DictWriter(file, columns, lineterminator="\n")
         lines.writeheader()
         lines.writerows(epochs)
-    brief = {name: {**it, "epochs": len(it["epochs"])} for name, it in results["networks"].items()}
-    (folder / "results.json").write_text(
-        json.dumps({**results, "networks": brief}, indent=1) + "\n"
-    )
+    brief = {name: {**it, "epochs": len(it["epochs"])} for name, it in networks.items()}
+    text = json.dumps({**results, "networks": brief}, indent=1)
+    (folder / "results.json").write_text(text + "\n")
 
 
 def main():
@@ -629,11 +652,11 @@ def main():
             "parameters": costs(original)[0],
             "parameters without BatchNorm": without_batchnorm(original),
             "multiply_adds": costs(original)[1],
-            "errors": errors(model, measured_parts(normal, settings)),
+            "errors": original_errors(model, normal, settings, out),
         },
         "budget": asdict(settings.budget) | {"weight of multiply-adds": weight},
         "needed": {layer: asdict(it) for layer, it in needed.items()},
-        "ranking": ranking.provenance,
+        "ranking": ranking_facts(ranking),
         "networks": {},
     }
     for name in arguments.only:
