@@ -82,3 +82,16 @@ def every_second(model, *layers):
 
 def error(found, wanted):
     return float(((found - wanted).abs().max() / wanted.abs().max()).detach())
+
+
+def everything(model):
+    """All that must be as it was: tensors, identities, flags, hooks, random state."""
+    return (
+        {
+            name: (id(tensor), tensor.tolist())
+            for name, tensor in model.state_dict(keep_vars=True).items()
+        },
+        {name: (p.requires_grad, p.grad) for name, p in model.named_parameters()},
+        {name: (m.training, len(m._forward_hooks), repr(m)) for name, m in model.named_modules()},
+        torch.get_rng_state().tolist(),
+    )
