@@ -247,10 +247,11 @@ def _is_crooked(labels: Any, classes: Tensor) -> bool:
 
 
 def _meets_units(labelling: Labelling, name: str) -> bool:
-    """Whether elements of a tensor are tied to anything at all."""
+    """Whether elements of a tensor are tied to anything but each other."""
     atoms = labelling.elements[name]
     low, high = int(atoms.min()), int(atoms.max())
-    return any(bool(((pairs >= low) & (pairs <= high)).any()) for pairs in labelling.pairs)
+    inside = [(pairs >= low) & (pairs <= high) for pairs in labelling.pairs]
+    return any(bool((ends[0] != ends[1]).any()) for ends in inside)
 
 
 def _is_used(labelling: Labelling, name: str) -> bool:
