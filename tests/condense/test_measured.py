@@ -9,7 +9,9 @@ from torch import nn
 import neurank as nr
 from neurank.condense import measure
 from neurank.condense.measure import Times, file_size, interleaved, measured, peak_memory
+from neurank.condense.rewritten import Rewritten
 from neurank.errors import DataError
+from neurank.units.trace import trace
 
 
 def chain():
@@ -53,6 +55,13 @@ def test_memory_of_a_condensed_network_is_less():
     assert (before.parameters, after.parameters) == small.report.parameters
     assert after.file_size < before.file_size
     assert all(after.peak_memory[size] < before.peak_memory[size] for size in (1, 64))
+
+
+def test_a_rewritten_network_lets_go_of_what_nobody_reads_again():
+    model = nn.Sequential(*(layer for _ in range(5) for layer in (nn.Linear(64, 64), nn.Tanh())))
+    inputs = torch.rand(3, 64)
+    rewritten = Rewritten(model.eval(), trace(model, inputs))
+    assert peak(rewritten, inputs) == peak(model, inputs) == 4 * 3 * 64 * 2
 
 
 class Tied(nn.Module):

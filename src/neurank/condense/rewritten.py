@@ -5,7 +5,7 @@ examples of more: its Python cannot stay. The traced operations can, with the nu
 """
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import reduce
 from typing import Any
 
@@ -62,6 +62,7 @@ class Rewritten(nn.Module):
             self.register_buffer(name, buffer, persistent=lasting)
         self._graph = graph
         self._operations = graph.needed_for((graph.output,))
+        self._read_last = _last_reads(self._operations, graph.output)
         self._constants: dict[str, str] = {}
         for number, (name, constant) in enumerate(graph.constants.items()):
             self._constants[name] = f"_constant{number}"
@@ -72,8 +73,10 @@ class Rewritten(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         """Map inputs, (examples, ...), to logits, (examples, classes)."""
         results: dict[str, Any] = {self._graph.input: inputs}
-        for operation in self._operations:
+        for operation, read_last in zip(self._operations, self._read_last, strict=True):
             results[operation.name] = self._run(operation, results)
+            for name in read_last:  # so that its memory is there for the next results
+                results.pop(name, None)
         logits: Tensor = results[self._graph.output]
         return logits
 
@@ -85,21 +88,35 @@ class Rewritten(nn.Module):
         def resolve(leaf: Any) -> Any:
             if isinstance(leaf, Ref):
                 return results[leaf.name]
-            return self._tensor(leaf.name) if isinstance(leaf, Weight) else leaf
+            if isinstance(leaf, Weight):
+                return self._tensor(leaf.name)
+            return map_leaves(resolve, leaf) if isinstance(leaf, list | tuple) else leaf
 
-        arguments = list(map_leaves(resolve, operation.args))
+        arguments = [resolve(argument) for argument in operation.args]
         flag = _TRAINING_ARGUMENT.get(operation.kind)
         if flag is not None:
             owner = self.get_submodule(operation.module)
             if _is_torchs_own(owner):  # which counts batches, too, and whose settings may change
                 return owner(arguments[0])
             arguments[flag] = owner.training
-        return operation.target(*arguments, **map_leaves(resolve, operation.kwargs))
+        named = {name: resolve(argument) for name, argument in operation.kwargs.items()}
+        return operation.target(*arguments, **named)
 
     def _tensor(self, name: str) -> Any:
         if name in self._constants:
             return getattr(self, self._constants[name])
         return reduce(getattr, name.split("."), self)
+
+
+def _last_reads(operations: Sequence[Operation], output: str) -> tuple[tuple[str, ...], ...]:
+    """Return for each operation the results that no later one reads, the output aside."""
+    kept = {output}
+    found = []
+    for operation in reversed(operations):
+        names = dict.fromkeys((*operation.refs, operation.name))
+        found.append(tuple(name for name in names if name not in kept))
+        kept.update(names)
+    return tuple(reversed(found))
 
 
 def runs_as_it_is(model: nn.Module, rewritten: nn.Module, inputs: Tensor) -> bool:
