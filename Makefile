@@ -5,6 +5,7 @@
 # make format     put the formatting right
 # make bench      measure against other libraries' estimators; writes docs/benchmarks.md
 # make bench-vgg16  the same for a large network; takes an hour or two, and goes on if interrupted
+# make bench-condensing  condense trained networks beside torch-pruning; writes docs/condensing.md
 #
 # Each sets up .venv first, once, and again when pyproject.toml or constraints.txt has changed.
 
@@ -26,7 +27,7 @@ endif
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=2 --dist=worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow check format bench bench-vgg16 clean
+.PHONY: help setup demo test test-slow check format bench bench-vgg16 bench-condensing clean
 
 help:
 	@sed -n 's/^# make /make /p' Makefile
@@ -63,6 +64,10 @@ bench: setup
 bench-vgg16: setup
 	$(BIN)/python -m benchmarks.vgg16 --resume
 	$(BIN)/python -m benchmarks.page
+
+bench-condensing: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.condensing --resume
+	$(BIN)/python -m benchmarks.condensing_page
 
 clean:
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -94,11 +94,11 @@ def photographs(part, step):
 
 NETWORKS = {
     "resnet20": lambda: residual("resnet20", 250, 1000),
-    "resnet56": lambda: residual("resnet56", 150, 500),
+    "resnet56": lambda: residual("resnet56", 100, 500),
     "squeezenet1_1": squeezenet,
 }
-SHAPLEY_PICTURES = {"resnet20": 100, "resnet56": 24}
-"""Pictures that permutations are drawn for; SqueezeNet's 2,944 units take too long."""
+SHAPLEY_PICTURES = {"resnet20": 100}
+"""Pictures that permutations are drawn for; the larger networks' units take too long."""
 
 
 def watched(model, data):
@@ -166,8 +166,11 @@ def accuracy(model, data):
     return right / data.examples
 
 
-def sweep(name):
-    """Condense one network by every ranker, and let torch-pruning prune it."""
+def sweep(name, keep):
+    """Condense one network by every ranker, and let torch-pruning prune it.
+
+    `keep` is handed what is there so far after each.
+    """
     model, chosen_on, tested_on = NETWORKS[name]()
     seen = watched(model, chosen_on)
     few = chosen_on.first(min(SHAPLEY_PICTURES.get(name, 1), chosen_on.examples))
@@ -197,10 +200,12 @@ def sweep(name):
                 row = point(by, removal, fewer, small.model, small.report, tested_on)
                 found["rows"].append(row)
                 print(row, flush=True)
-    for by, rows in pruned(model, name, chosen_on, tested_on, found["seconds"]).items():
+        keep(found)
+    for by, rows in pruned(model, name, chosen_on, tested_on, found["seconds"]):
         found["rows"] += rows
         print(by, rows, flush=True)
-    return found
+        keep(found)
+    keep({**found, "complete": True})
 
 
 def better(name, ranking, seen, chosen_on):
@@ -238,15 +243,14 @@ PEERS = {
 
 
 def pruned(model, name, chosen_on, tested_on, seconds):
-    """Prune by torch-pruning's own criteria to the same budgets; label to rows."""
-    found = {}
+    """Prune by torch-pruning's own criteria to the same budgets; yield label and rows."""
     for by, criterion in PEERS.items():
         for scope, ignored in scopes(model, name).items():
             label = f"{by}, {scope}" if scope else by
             started = time.perf_counter()
             smaller = torch_pruned(model, criterion(), ignored, chosen_on)
             seconds[label] = time.perf_counter() - started
-            found[label] = [
+            rows = [
                 {
                     "by": label,
                     "removal": "zero",
@@ -257,7 +261,7 @@ def pruned(model, name, chosen_on, tested_on, seconds):
                 }
                 for fewer, small in smaller.items()
             ]
-    return found
+            yield label, rows
 
 
 def scopes(model, name):
@@ -384,7 +388,8 @@ def latency(load, name, scope, large):
     """Time networks of half the multiply-adds, ours and torch-pruning's, and the whole one."""
     model, chosen_on, _ = load()
     seen = watched(model, chosen_on.first(4))
-    plan = plans(ranked(nr.WeightNorm(), seen), seen, "share", ("conv1",) if scope else ())[0.5]
+    rest = ("conv1",) if scope else ()
+    plan = plans(ranked(nr.WeightNorm(), seen), seen, "share per cost", rest)[0.5]
     ours = carried_out(plan, seen, "zero")
     left_alone = ("classifier.6",) if name == "vgg16" else scopes(model, name)[scope]
     criterion = torch_pruning.importance.MagnitudeImportance()
@@ -453,14 +458,15 @@ def main():
     options = parser.parse_args()
     KEPT.parent.mkdir(parents=True, exist_ok=True)
     for part in options.parts:
-        if options.resume and part in read():
+        kept = read().get(part, {})
+        if options.resume and kept and kept.get("complete", part not in NETWORKS):
             continue
 
         def keep(found, part=part):
             KEPT.write_text(json.dumps({**read(), part: found}, indent=1))
 
         if part in NETWORKS:
-            keep(sweep(part))
+            sweep(part, keep)
         elif part in TIMED:
             keep(latency(*TIMED[part]))
         else:
