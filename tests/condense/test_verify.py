@@ -8,7 +8,7 @@ from tests.condense.nets import every_second
 from tests.oracles.condense import masked_outputs
 from torch import nn
 
-from neurank.condense.surgery import cuts_for, operate
+from neurank.condense.surgery import Changes, cuts_for, operate
 from neurank.condense.verify import Check, masked_logits, verify
 from neurank.errors import CondenseError
 from neurank.observe.execution import runner
@@ -27,8 +27,8 @@ def parts():
     space = unit_space(graph, model)
     plan = every_second(model, "fc0", "fc1")
     small = copy.deepcopy(model)
-    operate(small, cuts_for(plan, space, model), {})
-    off = {layer: torch.zeros(5, 1, dtype=torch.float64) for layer in plan.keep}
+    operate(small, Changes(cuts_for(plan, space, model), {}, {}, {}))
+    off = {layer: (torch.zeros(5, dtype=torch.float64),) for layer in plan.keep}
     return model, small, plan, space, off, runner(graph, model, torch.device("cpu"))
 
 
@@ -43,7 +43,7 @@ def test_the_masked_network_is_the_original_with_units_switched_off(parts):
     wanted = masked_outputs(model, CASE.reads, removed, "zero", batches, batches[0][0])
     found = masked_logits(plan, space, off, running, batches[0][0])
     assert torch.allclose(found, wanted, rtol=0, atol=1e-14)
-    off["fc0"][1] = 3.0
+    off["fc0"][0][1] = 3.0
     assert not torch.allclose(masked_logits(plan, space, off, running, batches[0][0]), wanted)
 
 
@@ -111,6 +111,15 @@ def test_user_inputs_are_not_worked_on_in_place(parts):
     before = [batch.clone() for batch in batches]
     verify(InPlace(small), *rest, batches)
     assert all(torch.equal(*pair) for pair in zip(batches, before, strict=True))
+
+
+def test_a_difference_that_is_meant_is_told_and_passes(parts):
+    _, small, *rest = parts
+    with torch.no_grad():
+        small.fc3.bias[0] += 1e-3
+    check = verify(small, *rest, inputs(5, 3), exact=False)
+    assert check.max_error > 1e-5
+    assert "condensed differs from masked by" in str(check)
 
 
 def test_the_check_in_a_line():

@@ -87,8 +87,8 @@ def compensation(
     Raises
     ------
     CondenseError
-        If there is no bias to add a constant to, one layer would need two, or a constant goes
-        into a product of units.
+        If there is no bias to add a constant to, it is another layer's too, one layer would need
+        two, or a constant goes into a product of units.
     """
     shifts: dict[str, Tensor] = {}
     made: dict[str, Tensor] = {}
@@ -101,7 +101,23 @@ def compensation(
             _keep_one(made, reduced_name(lost.operation), _reduced(lost, space, runner), lost)
         elif bool(lost.constants.any()):
             _make_up(lost, space, runner, model, gone, border, shifts, made)
+    _refuse_shared(shifts, space)
     return Compensation(shifts, made)
+
+
+def _refuse_shared(shifts: Mapping[str, Tensor], space: UnitSpace) -> None:
+    """Refuse to shift a bias that layers with other weights read, too."""
+    for name in shifts:
+        weights = {
+            operation.args[1]
+            for operation in space.graph.operations
+            if name in operation.weights and len(operation.args) > 1
+        }
+        if len(weights) > 1:
+            raise CondenseError(
+                f"{name!r} would have to change for one layer and stay for another layer that "
+                "shares it: give each layer a bias of its own, or use removal='zero'"
+            )
 
 
 def _losses(plan: Plan, space: UnitSpace, off: Mapping[str, Sequence[Tensor]]) -> list[_Lost]:

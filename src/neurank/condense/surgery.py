@@ -16,7 +16,7 @@ from torch.nn.utils import parametrize
 from neurank.condense.parts import PARTS
 from neurank.condense.plan import Plan
 from neurank.errors import CondenseError, PlanError
-from neurank.units.graph import Operation, Ref, Weight
+from neurank.units.graph import Operation, Weight
 from neurank.units.space import Layer, UnitSpace
 
 
@@ -93,8 +93,6 @@ def cuts_for(plan: Plan, space: UnitSpace, model: nn.Module) -> tuple[Cut, ...]:
         If a tensor that would be cut is parametrized, or would be left empty.
     """
     gone = gone_classes(plan, space)
-    for layer in cut_layers(plan, space):
-        _refuse_computed_bias(layer)
     cuts = []
     for slots in space.coupling.slots:
         stays = ~gone[space.coupling.classes[slots.atoms]]
@@ -178,15 +176,6 @@ def _check_width(layer: Layer, plan: Plan) -> None:
             f"the units of layer {layer.name!r} are the network's outputs, its classes: none of "
             "them can be removed. Leave the layer out of the plan"
         )
-
-
-def _refuse_computed_bias(layer: Layer) -> None:
-    for producer in layer.producers:
-        if isinstance((*producer.args, None, None)[2], Ref):
-            raise CondenseError(
-                f"the bias of layer {layer.name!r} is computed in the forward pass "
-                f"({producer.line}), so it cannot be cut: make it a parameter of the layer"
-            )
 
 
 def _refuse_parametrized(tensor: str, model: nn.Module) -> None:
