@@ -34,7 +34,7 @@ class Ladder:
     Attributes
     ----------
     layer : its name.
-    order : its units, best first.
+    order : its units, best first, after those that its tensors need.
     widths : (rungs,), strictly falling.
     worth : (rungs - 1,), the mean worth of the units that go from one rung to the next.
     taken : (rungs, axes + 1), entries that are gone at each rung.
@@ -216,7 +216,7 @@ def _can_lose(ranking: Ranking, name: str, space: UnitSpace) -> bool:
 def _ladder(
     ranking: Ranking, layer: str, costs: Costs, rules: Rules, kind: str, per_cost: bool
 ) -> Ladder:
-    order = best_units(ranking, layer)
+    order = _last_first(best_units(ranking, layer), layer, costs)
     widths = rules.widths(layer, len(order))
     taken = costs.taken[layer][list(order)].cumsum(axis=0)
     taken = np.concatenate([np.zeros_like(taken[:1]), taken])
@@ -232,6 +232,21 @@ def _ladder(
         np.array(between, np.float64),
         taken[-1] - taken[list(widths)],
     )
+
+
+def _last_first(order: tuple[int, ...], layer: str, costs: Costs) -> tuple[int, ...]:
+    """Move those units to the front without which a tensor would run empty.
+
+    Of a layer by itself that is the best unit. Where layers are tied in part, each has tensors
+    that know some of the units only: of those the best one stays.
+    """
+    taken = costs.taken[layer]
+    own = np.flatnonzero((taken.sum(axis=0) == costs.lengths) & (taken.sum(axis=0) > 0))
+    needed: list[int] = []
+    for knows in sorted(([it for it in order if taken[it, axis]] for axis in own), key=len):
+        if not set(knows) & set(needed):  # one that few know may serve those that many do
+            needed.append(knows[0])
+    return (*(it for it in order if it in needed), *(it for it in order if it not in needed))
 
 
 def _worth(scores: Reals, kind: str) -> Reals:
