@@ -40,7 +40,8 @@ def group_norm_of_rest(
     >>> bool(torch.allclose(found, functional.group_norm(whole, 1)[:, :3]))
     True
     """
-    by_group = read.reshape(len(read), groups, read.shape[1] // groups, -1)
+    # shape[0], since len() of a tensor is a plain number, which an export would hold
+    by_group = read.reshape(read.shape[0], groups, read.shape[1] // groups, -1)
     everywhere = by_group.shape[3] * removed.to(read.dtype)[:, :, None, None]
     found = _normalised(by_group, (2, 3), eps, everywhere.unbind(1)).reshape(read.shape)
     shape = (1, -1, *[1] * (read.ndim - 2))
