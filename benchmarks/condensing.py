@@ -389,20 +389,37 @@ def latency(load, name, scope, large):
     model, chosen_on, _ = load()
     seen = watched(model, chosen_on.first(4))
     rest = ("conv1",) if scope else ()
-    plan = plans(ranked(nr.WeightNorm(), seen), seen, "share per cost", rest)[0.5]
+    ranking = ranked(nr.WeightNorm(), seen)
+    plan = plans(ranking, seen, "share per cost", rest)[0.5]
     ours = carried_out(plan, seen, "zero")
     left_alone = ("classifier.6",) if name == "vgg16" else scopes(model, name)[scope]
     criterion = torch_pruning.importance.MagnitudeImportance()
     peer = torch_pruned(model, criterion, left_alone, chosen_on)[0.5].eval()
     whole, left = ours.report.multiply_adds
+    alike = carried_out(of_its_widths(peer, ranking, rest), seen, "zero")
     counted = {
         "whole": whole,
         "neurank": left,
+        "neurank, its widths": alike.report.multiply_adds[1],
         "torch-pruning": multiply_adds_run(peer, chosen_on.inputs[:1]),
     }
-    models = {"whole": model, "neurank": ours.model, "torch-pruning": peer}
+    models = {
+        "whole": model,
+        "neurank": ours.model,
+        "neurank, its widths": alike.model,
+        "torch-pruning": peer,
+    }
     found = timed(models, chosen_on.inputs, (1, large))
     return {"multiply-adds": counted, **found}
+
+
+def of_its_widths(peer, ranking, left_alone):
+    """Plan for as many units of each layer as torch-pruning left."""
+    widths = {layer: ranking[layer].units for layer in ranking if layer not in left_alone}
+    keep = {
+        layer: ranking.order(layer)[: len(peer.get_submodule(layer).weight)] for layer in widths
+    }
+    return nr.Plan.from_keep(keep, widths)
 
 
 def timed(models, inputs, batch_sizes):

@@ -80,6 +80,16 @@ def test_torch_pruning_meets_each_budget_and_the_network_stays_whole(net, peer):
     assert model[0].out_channels == 20
 
 
+def test_as_many_units_are_kept_as_torch_pruning_left(net):
+    _, seen, _ = net
+    ranking = condensing.ranked(nr.WeightNorm(), seen)
+    peer = nn.Sequential(*(nn.Identity() for _ in range(8)))
+    peer[0], peer[3] = nn.Conv2d(3, 7, 3), nn.Conv2d(7, 5, 3)
+    plan = condensing.of_its_widths(peer, ranking, ("0",))
+    assert plan.widths_after == {"3": 5}
+    assert set(plan.keep["3"]) == set(ranking.order("3")[:5])
+
+
 def row(by, removal, fewer, accuracy, left):
     return {"by": by, "removal": removal, "fewer": fewer, "accuracy": accuracy,
             "multiply-adds": left, "parameters": 7}  # fmt: skip
@@ -137,7 +147,7 @@ def test_the_page_says_what_was_measured(found):
     assert "| Taylor | mean | 93.33 % | 98.55 % |" in lines
     timed = "| ResNet-20 | 1 | neurank (rewritten) | 500 | 0.50 | 4.00 (3.00 to 5.00) | 0.50 |"
     assert any(line.startswith(timed) for line in lines)
-    assert "ResNet-20 at 1: 0.80" in text
+    assert "ResNet-20 at batch 1: 0.80." in text
 
 
 @pytest.mark.parametrize("part", ["coupling", "resnet20", "lenet", "time of resnet20"])
