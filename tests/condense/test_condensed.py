@@ -1,5 +1,6 @@
 import copy
 import gc
+import math
 from itertools import pairwise
 
 import pytest
@@ -7,13 +8,22 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
-from tests.cases import CASES, named, seeded
-from tests.condense.nets import AuthorsLeNet, WithNumber, drawn, error, every_second, pictures
-from tests.oracles.condense import masked_outputs
+from tests.cases import CASES, look, named, seeded, watch
+from tests.condense.nets import (
+    AuthorsLeNet,
+    WithNumber,
+    drawn,
+    error,
+    every_second,
+    everything,
+    pictures,
+)
+from tests.oracles.condense import At, masked_by_hand, masked_outputs
 from torch import nn
 
 from neurank.condense import surgery
 from neurank.condense.condensed import condense
+from neurank.condense.parts import Conv2dWithConstant
 from neurank.condense.plan import Plan
 from neurank.condense.rewritten import Rewritten
 from neurank.errors import CondenseError, DataError, MethodError, ModelError, PlanError, UnitError
@@ -24,50 +34,94 @@ REMOVALS = ("zero", "mean", "parameters")
 PERCEPTRON = named("perceptron")
 
 
-def hidden(case):
-    return [layer for layer, readers in case.reads.items() if readers]
+def reads_of(case):
+    """Where units are read, entry by entry: what `Case.reads` says, and of tied layers this."""
+    model, space = case.model(), watch(case).space
+    found = {}
+    for layer, readers in case.reads.items():
+        for reader in readers if layer not in TIED.get(case.name, {}) else ():
+            weight = model.get_submodule(reader).weight
+            size = weight.shape[1] // space[layer].width
+            units = tuple(unit for unit in range(space[layer].width) for _ in range(size))
+            found.setdefault(layer, []).append(At(reader, units, 1, units))
+    return {**found, **TIED.get(case.name, {})}
 
 
-def against_oracle(model, reads, plan, removal, batches):
+def flat(channels, size, module):
+    """A flattened map: for each channel its unit, `size` places."""
+    entries = [(unit, at) for at, unit in enumerate(channels) for _ in range(size)]
+    units, numbers = zip(*entries, strict=True)
+    return At(module, units, 1, numbers)
+
+
+TIED = {
+    "depthwise consumer": {"conv1": [flat((0, 0, 1, 1), 9, "out")], "conv2": [], "conv3": []},
+    "branch": {"left": [flat(range(3), 9, "out")]},
+    "skip": {"stem": [At("up", (0, 1, 2)), flat(range(3), 16, "out")]},
+    "gate and skip": {"early": [At("out", (0, 1, 2, 3, 4))]},
+}
+"""Layers of several members."""
+
+
+def against_oracle(model, reads, plan, removal, batches, members=None):
     """How far the condensed network is from the masked one that no graph has touched."""
     small = condense(model, plan, batches, removal=removal)
     inputs = torch.cat([inputs for inputs, _ in batches])
     removed = {layer: plan.removed(layer) for layer in plan.keep}
-    wanted = logits_of(masked_outputs(model, reads, removed, removal, batches, inputs))
+    if members is None:
+        wanted = masked_outputs(model, reads, removed, removal, batches, inputs)
+    else:
+        wanted = masked_by_hand(model, reads, removed, removal, batches, inputs, members)
     with torch.no_grad():
         found = logits_of(small.model.eval()(inputs))
     assert small.check.max_error <= 1e-12
-    return error(found, wanted)
-
-
-REFUSED = {
-    "depthwise consumer": (set(REMOVALS), "in 4 groups"),
-    "padding, stride, dilation, no bias": ({"mean"}, "zero padding"),
-    "skip": ({"mean"}, "zero padding"),
-}
-"""Everything else is exact."""
+    return error(found, logits_of(wanted))
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_condensed_is_masked(case):
-    model, batches = case.model(), case.batches()
-    plan = every_second(model, *hidden(case))
-    removals, reason = REFUSED.get(case.name, (set(), ""))
+    model, batches, space = case.model(), case.batches(), watch(case).space
+    widths = {name: space[name].width for name in space.hidden}
+    plan = Plan({name: tuple(range(0, width, 2)) for name, width in widths.items()}, widths)
+    members = {name: space[name].members for name in space.hidden}
     for removal in REMOVALS:
-        if removal in removals:
-            with pytest.raises(CondenseError, match=reason):
-                condense(model, plan, batches, removal=removal)
-        else:
-            assert against_oracle(model, case.reads, plan, removal, batches) <= 1e-12
+        found = against_oracle(model, reads_of(case), plan, removal, batches, members)
+        assert found <= 1e-12, removal
 
 
 @pytest.mark.parametrize("removal", ["mean", "parameters"])
-def test_padding_is_the_only_reason_why_a_constant_is_refused(removal):
+@pytest.mark.parametrize("padding", [0, 1])
+def test_constants_behind_padding_are_exact_everywhere(removal, padding):
+    model, batches = drawn(padded_chain, padding), pictures(4, 3)
+    small = condense(model, every_second(model, "0"), batches, removal=removal)
+    assert small.check.max_error <= 1e-12
+    assert type(small.model) is nn.Sequential
+    assert small.origin.made == (("3.constant",) if padding else ())
+    assert type(small.model[3]) is (Conv2dWithConstant if padding else nn.Conv2d)
+    assert set(small.shifts) == (set() if padding else {"3.bias"})
+
+
+@pytest.mark.parametrize("removal", ["mean", "parameters"])
+def test_folded_constants_are_those_of_the_middle_and_the_difference_is_told(removal):
     model, batches = drawn(padded_chain, 1), pictures(4, 3)
-    with pytest.raises(CondenseError, match=r"unit \d of layer '0'.* zero padding of '3'"):
-        condense(model, every_second(model, "0"), batches, removal=removal)
-    model = drawn(padded_chain, 0)
-    assert condense(model, every_second(model, "0"), batches, removal=removal).check
+    plan = every_second(model, "0")
+    small = condense(model, plan, batches, removal=removal, border="folded")
+    assert type(small.model[3]) is nn.Conv2d
+    assert (small.origin.made, set(small.shifts)) == ((), {"3.bias"})
+    assert small.check.tolerance == math.inf
+    assert 1e-3 < small.check.max_error < 1
+    assert "since constants were folded in front of padding" in str(small.check)
+    exact = condense(model, plan, batches, removal=removal).model
+    maps = [net[:4](batches[0][0]) for net in (small.model.eval(), exact.eval())]
+    inner = (..., slice(1, -1), slice(1, -1))
+    assert error(maps[0][inner], maps[1][inner]) <= 1e-12
+    assert error(*maps) > 1e-3
+
+
+def test_there_are_two_ways_with_borders():
+    model = drawn(padded_chain, 1)
+    with pytest.raises(MethodError, match="border='thin' is unknown: it is 'exact' or 'folded'"):
+        condense(model, every_second(model, "0"), pictures(4), removal="mean", border="thin")
 
 
 def padded_chain(padding):
@@ -83,11 +137,12 @@ def padded_chain(padding):
     )
 
 
-def test_padding_in_front_of_a_constant_of_zero_is_no_obstacle():
+def test_a_constant_of_zero_in_front_of_padding_needs_nothing():
     case = named("skip")  # ReLU only: what "parameters" leaves is 0
     model = case.model()
     small = condense(model, every_second(model, "up"), case.batches(), removal="parameters")
     assert small.check.max_error <= 1e-12
+    assert small.origin.made == ()
 
 
 class Chain(nn.Module):
@@ -171,19 +226,6 @@ def test_random_chains_condense_to_the_masked_network(
     assert against_oracle(model, model.reads, plan, removal, pictures(4, 3)) <= 1e-12
 
 
-def everything(model):
-    """All that must be as it was: tensors, identities, flags, hooks, random state."""
-    return (
-        {
-            name: (id(tensor), tensor.tolist())
-            for name, tensor in model.state_dict(keep_vars=True).items()
-        },
-        {name: (p.requires_grad, p.grad) for name, p in model.named_parameters()},
-        {name: (m.training, len(m._forward_hooks), repr(m)) for name, m in model.named_modules()},
-        torch.get_rng_state().tolist(),
-    )
-
-
 @pytest.mark.parametrize("removal", REMOVALS)
 def test_the_model_comes_back_exactly_as_it_was(removal):
     model = drawn(WithNumber)
@@ -233,7 +275,7 @@ def test_a_made_bias_trains_as_the_weight_beside_it():
     model = case.model()
     model.fc2.requires_grad_(requires_grad=False)
     small = condense(model, every_second(model, "fc0", "fc1"), case.batches(), removal="mean")
-    assert small.origin.made_biases == ("fc1.bias", "fc2.bias")
+    assert small.origin.made == ("fc1.bias", "fc2.bias")
     assert small.model.fc1.bias.requires_grad
     assert not small.model.fc2.bias.requires_grad
     assert small.model.fc1.bias.dtype == torch.float64
@@ -295,53 +337,100 @@ def test_it_prints_what_was_gained_and_how_exact_it_is():
 
 
 def tied():
+    """Columns read the input, so that no row of either can go."""
     model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 3))
     model[2].weight = model[0].weight
     return model
 
 
-def tied_consumer():
-    """The layer's own weight is its alone; its consumer's is another's too."""
+class SharedConsumer(nn.Module):
+    """Two layers whose weights are one; the layer before them is read by both."""
 
-    class Net(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 4)
-            self.third, self.out = nn.Linear(4, 4), nn.Linear(4, 3)
-            self.third.weight = self.second.weight
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.third, self.out = nn.Linear(4, 4), nn.Linear(4, 3)
+        self.third.weight = self.second.weight
 
-        def forward(self, x):
-            x = torch.relu(self.second(torch.relu(self.first(x))))
-            return self.out(torch.relu(self.third(x)))
-
-    return Net()
+    def forward(self, x):
+        x = torch.relu(self.second(torch.relu(self.first(x))))
+        return self.out(torch.relu(self.third(x)))
 
 
-def read_by_one():
+class ReadByOne(nn.Module):
     """Two layers whose one consumer runs twice."""
 
-    class Net(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.left, self.right = nn.Linear(4, 4), nn.Linear(4, 4)
-            self.out = nn.Linear(4, 3)
+    def __init__(self):
+        super().__init__()
+        self.left, self.right = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.out = nn.Linear(4, 3)
 
-        def forward(self, x):
-            return self.out(torch.relu(self.left(x))) + self.out(torch.tanh(self.right(x)))
-
-    return Net()
+    def forward(self, x):
+        return self.out(torch.relu(self.left(x))) + self.out(torch.tanh(self.right(x)))
 
 
-def shared_norm():
-    norm = nn.BatchNorm1d(4)
+class SharedNorm(nn.Module):
+    """One BatchNorm behind two layers."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.two, self.out = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 3)
+        self.norm = nn.BatchNorm1d(4)
+
+    def forward(self, x):
+        x = torch.relu(self.norm(self.one(x)))
+        return self.out(torch.relu(self.norm(self.two(x))))
+
+
+class CalledTwice(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem, self.twice, self.out = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 3)
+
+    def forward(self, x):
+        x = torch.relu(self.twice(torch.relu(self.stem(x))))
+        return self.out(torch.relu(self.twice(x)))
+
+
+def grouped():
     return nn.Sequential(
-        nn.Linear(4, 4), norm, nn.ReLU(), nn.Linear(4, 4), norm, nn.ReLU(), nn.Linear(4, 3)
+        nn.Linear(4, 4),
+        nn.Unflatten(1, (4, 1, 1)),
+        nn.Conv2d(4, 4, 1, groups=2),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(4, 3),
     )
 
 
-def called_twice():
-    twice = nn.Linear(4, 4)
-    return nn.Sequential(twice, nn.ReLU(), twice, nn.ReLU(), nn.Linear(4, 3))
+SHARED = {
+    # by network: the layer, its members, its width, and each weight's shape with half of it gone
+    SharedConsumer: ("first", ("first", "second", "third"), 4,
+                     {"first": (2, 4), "second": (2, 2), "third": (2, 2), "out": (3, 2)}),
+    ReadByOne: ("left", ("left", "right"), 4,
+                {"left": (2, 4), "right": (2, 4), "out": (3, 2)}),
+    SharedNorm: ("one", ("one", "two"), 4,
+                 {"one": (2, 4), "two": (2, 2), "out": (3, 2), "norm": (2,)}),
+    CalledTwice: ("stem", ("stem", "twice"), 4,
+                  {"stem": (2, 4), "twice": (2, 2), "out": (3, 2)}),
+    grouped: ("0", ("0", "2"), 2,
+              {"0": (2, 4), "2": (2, 2, 1, 1), "5": (3, 2)}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("removal", ["zero", "mean"])
+@pytest.mark.parametrize("build", SHARED)
+def test_what_is_shared_is_cut_for_all_who_share_it(build, removal):
+    name, members, width, shapes = SHARED[build]
+    model, batches = drawn(build), pictures(4, 3, shape=(4,))
+    assert look(model, batches).space[name].members == members
+    plan = Plan({name: tuple(range(width // 2))}, {name: width})
+    small = condense(model, plan, batches, removal=removal)
+    assert small.check.max_error <= 1e-12
+    weights = {owner: tuple(small.model.get_submodule(owner).weight.shape) for owner in shapes}
+    assert weights == shapes
+    if build is SharedConsumer:
+        assert small.model.third.weight is small.model.second.weight
 
 
 def spectral():
@@ -365,29 +454,15 @@ def parametrized_consumer():
     return model
 
 
-def grouped():
-    return nn.Sequential(
-        nn.Unflatten(1, (4, 1, 1)),
-        nn.Conv2d(4, 4, 1, groups=2),
-        nn.ReLU(),
-        nn.Flatten(),
-        nn.Linear(4, 3),
-    )
-
-
 @pytest.mark.parametrize(
     ("build", "layer", "message"),
     [
-        (tied, "0", "0.weight, 2.weight"),
-        (tied, "2", "0.weight, 2.weight"),
-        (tied_consumer, "first", r"second.weight, third.weight"),
-        (read_by_one, "left", "'out.weight' .*read by 2 operations"),
-        (shared_norm, "0", "1.weight, 4.weight"),
-        (called_twice, "0", "0.weight, 2.weight"),
+        (tied, "0", "its weight is shared or used more than once"),
+        (tied, "2", "its weight is shared or used more than once"),
+        (SharedConsumer, "third", "tied to those of 'first': plan for 'first', which stands for"),
         (spectral, "2", "weight is not the parameter of a module"),
-        (spectral, "0", "'0'.* linear, for which there is no rule"),
+        (spectral, "0", "'0'.* cannot be switched off: .* linear"),
         (parametrized_consumer, "0", "a tensor of '2' is parametrized"),
-        (grouped, "1", "'1' is a convolution in 2 groups"),
         (tied, "nothing", "no layer 'nothing'"),
         (tied, "4", "network's outputs"),
     ],
@@ -444,7 +519,7 @@ def test_a_constant_that_varies_over_positions_is_refused_by_a_convolution_alone
 
     batches = pictures(4, 3)
     model = drawn(chain, nn.Conv2d(4, 3, 4), nn.Flatten())
-    with pytest.raises(CondenseError, match=r"varies by .* over the positions that '3' convolves"):
+    with pytest.raises(UnitError, match=r"no constant of layer '0': .* still varies by 0\.\d+"):
         condense(model, every_second(model, "0"), batches, removal="parameters")
     model = drawn(chain, nn.Flatten(), nn.Linear(64, 3))
     small = condense(model, every_second(model, "0"), batches, removal="parameters")
@@ -555,7 +630,7 @@ def test_the_authors_pruned_network_condenses_to_what_is_alive_in_it(authors, mn
     small = condense(model, plan, mnist.validation.first(400), removal=removal)
     assert isinstance(small.model, Rewritten)
     assert small.report.parameters == (40_225, 9_446)
-    assert not small.origin.made_biases
+    assert not small.origin.made
     test = mnist.test  # a final error, for which the test split is there
     assert round(100 * (1 - error_rate(small.model, test)), 2) == 98.65
     assert error_rate(model, test) == error_rate(small.model, test)

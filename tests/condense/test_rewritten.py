@@ -131,10 +131,19 @@ class Detached(WithNumber):
 def test_what_only_training_does_is_refused_with_the_line(build):
     model = drawn(build)
     digest, chance = model_digest(model), torch.get_rng_state()
-    with pytest.raises(CondenseError, match=r"width 16 as a number \(in `.*self.flat\(x\)"):
+    with pytest.raises(CondenseError, match=r"holds the number .*\(in `.*self.flat\(x\)"):
         condensed(model, "conv1")
     assert model_digest(model) == digest
     assert torch.equal(torch.get_rng_state(), chance)
+
+
+@pytest.mark.parametrize("build", [Noisy, Scaled, NeverDropped, Detached])
+def test_it_is_accepted_where_nobody_trains(build):
+    model = drawn(build)
+    plan = every_second(model, "conv1")
+    small = condense(model, plan, pictures(4, 3), inference_only=True)
+    assert small.check.max_error <= 1e-12
+    assert isinstance(small.model, Rewritten)
 
 
 def test_it_can_be_copied_moved_and_converted():

@@ -73,12 +73,23 @@ def test_a_small_difference_is_found_and_told(parts):
         verify(small, *rest, inputs(5, 3))
 
 
-def test_nan_is_never_equal(parts):
+def test_what_need_not_be_exact_is_only_measured(parts):
+    _, small, *rest = parts
+    with torch.no_grad():
+        small.fc3.bias[0] += 0.5
+    check = verify(small, *rest, inputs(5, 3), exact=False)
+    assert check.tolerance == math.inf
+    assert check.max_error > 1e-2
+    assert f"differs from masked by {check.max_error:.1e} of the largest output" in str(check)
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_nan_is_never_equal(parts, exact):
     _, small, *rest = parts
     with torch.no_grad():
         small.fc3.bias[0] = math.nan
     with pytest.raises(CondenseError, match="nan"):
-        verify(small, *rest, inputs(5, 3))
+        verify(small, *rest, inputs(5, 3), exact=exact)
 
 
 class Folded(nn.Module):

@@ -110,7 +110,7 @@ class At:
         return (by_channel.index_add(0, channels, sums) / sizes.clamp(min=1))[channels]
 
 
-def masked_by_hand(model, reads, removed, removal, batches, inputs):
+def masked_by_hand(model, reads, removed, removal, batches, inputs, members=None):
     """What the network gives with units off at once, wherever a module reads them.
 
     Parameters
@@ -118,22 +118,36 @@ def masked_by_hand(model, reads, removed, removal, batches, inputs):
     model : the network, run by plain module calls.
     reads : layer -> `At`s.
     removed : layer -> units.
-    removal : ``zero``, or ``mean``: of all that a module reads in the ORIGINAL network, over
-        examples, positions and calls.
+    removal : ``zero``; ``mean``: of all that a module reads in the ORIGINAL network, over
+        examples, positions and calls; or ``parameters``: what it reads where all weights and
+        biases of the layer are 0.
     batches : what means are taken over.
     inputs : what the network is run on.
+    members : for ``parameters``, layer -> the modules that compute its units.
     """
     model = copy.deepcopy(model).eval()
-    places = [(at, set(units)) for layer, units in removed.items() for at in reads[layer]]
+    places = [(layer, at) for layer in removed for at in reads[layer]]
     with torch.no_grad():
         constants = [
-            _means_at(model, at, batches) if removal == "mean" else torch.zeros(len(at.units))
-            for at, _ in places
+            _constants_at(model, at, removal, batches, (members or {}).get(layer, ()))
+            for layer, at in places
         ]
         with ExitStack() as hooks:
-            for (at, units), constant in zip(places, constants, strict=True):
-                hooks.enter_context(_before(model, at.module, _constant_at(at, units, constant)))
+            for (layer, at), constant in zip(places, constants, strict=True):
+                change = _constant_at(at, set(removed[layer]), constant)
+                hooks.enter_context(_before(model, at.module, change))
             return model(inputs)
+
+
+def _constants_at(model, at, removal, batches, members):
+    if removal == "zero":
+        return torch.zeros(len(at.units))
+    if removal == "mean":
+        return _means_at(model, at, batches)
+    silent = copy.deepcopy(model)
+    for parameter in (each for name in members for each in silent.get_submodule(name).parameters()):
+        parameter.zero_()
+    return _seen(silent, at.module, batches[0][0]).movedim(at.axis, 0).flatten(1)[:, 0]
 
 
 def _means_at(model, at, batches):
