@@ -25,6 +25,7 @@ import os
 import time
 import warnings
 from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -488,12 +489,15 @@ def main():
             keep(latency(*TIMED[part]))
         else:
             keep({"coupling": compared, "lenet": lenet}[part]())
-        machine = this_machine()
-        KEPT.write_text(
-            json.dumps(
-                {**read(), "machine": asdict(machine) | {"in_words": machine.in_words}}, indent=1
-            )
-        )
+        keep_machine()
+
+
+def keep_machine():
+    """Say what it was measured on."""
+    machine = this_machine()
+    said = asdict(machine) | {"in_words": machine.in_words}
+    said["versions"]["torch-pruning"] = version("torch-pruning")
+    KEPT.write_text(json.dumps({**read(), "machine": said}, indent=1))
 
 
 def read():

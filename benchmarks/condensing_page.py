@@ -48,7 +48,7 @@ def page(found):
     machine = found.get("machine")
     if machine:
         versions = ", ".join(f"{name} {it}" for name, it in machine["versions"].items())
-        lines += ["## Machine", "", f"{machine['in_words']}. {versions}."]
+        lines += ["## Machine", "", f"{machine['in_words']}. Other work ran beside it. {versions}."]
     return lines
 
 
@@ -204,7 +204,7 @@ def times(found):
         "## Do fewer multiply-adds take less time?",
         "",
         "Half the multiply-adds by norms of weights, ours and torch-pruning's (its inner layers, "
-        "where blocks are residual); one thread, repeats of all three networks interleaved in one "
+        "where blocks are residual); one thread, repeats of all networks interleaved in one "
         "process, medians with quartiles. `its widths`: as many units of each layer as "
         "torch-pruning left. Seconds are those of the process itself, since other "
         "work ran beside it. Ratios are to the whole network: below the ratio of multiply-adds "
@@ -242,8 +242,8 @@ def times(found):
         "",
         "Equal multiply-adds are not equal time: pooling and activations of large maps take time "
         "and no multiply-adds. Where a criterion removes nearly all channels of the first layers, "
-        "as torch-pruning's magnitudes do in SqueezeNet, time falls further, and what the network "
-        "could do with it. At torch-pruning's own widths the networks have the same shapes.",
+        "as torch-pruning's magnitudes do in SqueezeNet, time falls further; the table of "
+        "accuracies says at which price. At torch-pruning's own widths the shapes are the same.",
     ]
 
 
