@@ -242,8 +242,8 @@ def times(found):
         "",
         "Equal multiply-adds are not equal time: pooling and activations of large maps take time "
         "and no multiply-adds. Where a criterion removes nearly all channels of the first layers, "
-        "as torch-pruning's magnitudes do in SqueezeNet, time falls further; the table of "
-        "accuracies says at which price. At torch-pruning's own widths the shapes are the same.",
+        "as torch-pruning's magnitudes do in SqueezeNet, time falls "
+        "further. At torch-pruning's own widths the shapes are the same.",
     ]
 
 
