@@ -21,7 +21,6 @@ import argparse
 import copy
 import json
 import math
-import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -58,7 +57,7 @@ class Settings:
     held_out: int = 10_000
     trained_on: int = 50_000
     variants: int = 8
-    epochs: tuple[int, int, int] = (12, 5, 50)
+    epochs: tuple[int, int, int] = (12, 5, 30)
     lr: float = 0.004
     batch: int = 128
     soft: float = 0.7
@@ -66,7 +65,7 @@ class Settings:
     bound: float = 0.0135
     goal: float = 0.01
     finished: int = 5_000
-    max_attempts: int = 16
+    max_attempts: int = 10
     ranked_on: int = 1_000
     seed: int = 0
 
@@ -182,18 +181,16 @@ def done_once(path, model, train):
     """Train unless it was done; keep the weights."""
     if path.exists():
         model.load_state_dict(load_file(path))
-        return 0.0
-    started = time.perf_counter()
+        return
     train(model)
     save_file({name: it.contiguous() for name, it in model.state_dict().items()}, path)
-    return time.perf_counter() - started
 
 
 def finished(path, made, training, settings, seed):
-    """Train an accepted network for long; return it and the minutes that took."""
+    """Train an accepted network for long, and return it."""
     model = copy.deepcopy(made.model)
-    seconds = done_once(path, model, lambda it: training.run(it, settings.epochs[2], seed))
-    return model, seconds / 60
+    done_once(path, model, lambda it: training.run(it, settings.epochs[2], seed))
+    return model
 
 
 def row(name, widths, parameters, models, parts):
@@ -213,7 +210,6 @@ def main():
     settings = QUICK if arguments.quick else FULL
     out = arguments.out / "quick" if arguments.quick else arguments.out
     out.mkdir(parents=True, exist_ok=True)
-    started = time.perf_counter()
     splits = nr.data.load(f"mnist:{data_folder() / 'mnist'}")
     seen = halves(splits, settings)
     training = Training(seen.train, settings)
@@ -248,17 +244,16 @@ def main():
         folder=out / "search",
     )
     print(found, flush=True)
-    searched = time.perf_counter() - started
     accepted = [it for it in found.attempts if it.accepted]
     networks = {}
-    for number, attempt in enumerate(accepted, start=1):
+    for number, attempt in reversed(list(enumerate(accepted, start=1))):  # the smallest first
         made = nr.load(out / "search" / f"step-{number:02d}.safetensors", nr.zoo.lenet)
         models = {"search": made.model}
         if attempt.parameters <= settings.finished:
             path = out / f"finished-{number:02d}.safetensors"
-            models["finished"], minutes = finished(path, made, training, settings, number)
+            models["finished"] = finished(path, made, training, settings, number)
             error = nr.error_rate(models["finished"], seen.validation)
-            print(f"step {number}: {error:.2%} held out, {minutes:.1f} min", flush=True)
+            print(f"step {number}: {error:.2%} held out", flush=True)
         networks[f"step {number}"] = (attempt, models)
     # From here on nothing is decided but by held-out errors; the test file is only measured.
     parts = {"held-out": seen.validation, "test": splits.test.normalized(MEAN, STD).rebatched(500)}
@@ -272,8 +267,9 @@ def main():
         "settings": asdict(settings),
         "result, the smallest within the goal on held-out pictures": best,
         "paper": {"parameters": 7_227},
-        "minutes of the search": searched / 60,
-        "minutes": (time.perf_counter() - started) / 60,
+        "minutes of the attempts, by the clock of a busy machine": round(
+            sum(it.seconds for it in found.attempts) / 60, 1
+        ),
         "threads": torch.get_num_threads(),
     }
     folder = out if arguments.quick else Path(__file__).with_suffix("")

@@ -5,6 +5,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -289,12 +290,20 @@ class _Settings:
 
 @dataclass(frozen=True, eq=False)
 class _State:
-    """The smallest network so far, its validation error, all attempts, and its ranking if known."""
+    """The smallest network so far, its validation error, all attempts, and what is known of it."""
 
     condensed: Condensed
     error: float
     attempts: tuple[Attempt, ...]
-    ranking: Ranking | None
+    known: "_Known | None"
+
+
+@dataclass(frozen=True, eq=False)
+class _Known:
+    """The ranking of a network, and its layers."""
+
+    ranking: Ranking
+    space: UnitSpace
 
 
 @dataclass(frozen=True, eq=False)
@@ -327,10 +336,11 @@ class _Search:
         """Try to do with less."""
         started = time.perf_counter()
         small = state.condensed.model
-        ranking = state.ranking
-        if ranking is None:
+        known = state.known
+        if known is None:
             ranking = rank(small, self.data, self.method, seed=self.seed, progress=False)
-        whole = self._planned(state, ranking, step, across)
+            known = _Known(ranking, _space(small, self.data))
+        whole = self._planned(state, known, step, across)
         result = None if whole is None else self._retrained(state, whole)
         cost = state.condensed.report if result is None else result[0].report
         widths = (state.condensed.plan if whole is None else whole).widths_after
@@ -350,15 +360,20 @@ class _Search:
         attempts = (*state.attempts, attempt)
         if attempt.accepted and result is not None and error is not None:
             return _State(result[0], error, attempts, None)
-        return replace(state, attempts=attempts, ranking=ranking)
+        return replace(state, attempts=attempts, known=known)
 
-    def _planned(self, state: _State, ranking: Ranking, step: float, across: Across) -> Plan | None:
+    @cached_property
+    def space(self) -> UnitSpace:
+        """The layers of the original network."""
+        return _space(self.model, self.data)
+
+    def _planned(self, state: _State, known: _Known, step: float, across: Across) -> Plan | None:
         """Plan for the original network; None if no plan is smaller, or it was tried already."""
         small, settings = state.condensed.model, self.settings
         report = state.condensed.report
         cost = report.parameters if settings.cost == "parameters" else report.multiply_adds
         bound = int(cost[1] * (1 - step))
-        now = _space(small, self.data)
+        ranking = known.ranking
         try:
             later = plan(
                 ranking,
@@ -374,7 +389,7 @@ class _Search:
             )
         except PlanError:
             return None
-        whole = composed(state.condensed, later, now, _space(self.model, self.data), self.model)
+        whole = composed(state.condensed, later, known.space, self.space, self.model)
         tried = [dict(it.widths) for it in _since_accepted(state.attempts)]
         return None if dict(whole.widths_after) in tried else whole
 
@@ -513,8 +528,7 @@ def _differing(found: Mapping[str, Any], fingerprint: Mapping[str, Json]) -> str
 
 def _whole(search: _Search) -> Condensed:
     """Return the original network as one that nothing is cut from."""
-    space = _space(search.model, search.data)
-    widths = {layer: space[layer].width for layer in space.hidden}
+    widths = {layer: search.space[layer].width for layer in search.space.hidden}
     nothing = Plan({layer: tuple(range(width)) for layer, width in widths.items()}, widths)
     return condense(search.model, nothing, _first(search.data), progress=False)
 
