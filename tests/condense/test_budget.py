@@ -2,6 +2,7 @@
 
 import copy
 import random
+from contextlib import suppress
 from functools import cache
 from itertools import pairwise
 
@@ -18,9 +19,10 @@ from neurank.condense import budget, trials
 from neurank.condense.condensed import carried_out, condense
 from neurank.condense.descent import ACROSS, descent
 from neurank.condense.plan import Budgets, Plan, Rules, plan
+from neurank.condense.surgery import cuts_for
 from neurank.condense.trials import MaskedAccuracy, farthest, last_of, watched
 from neurank.condense.unit_costs import costs_of
-from neurank.errors import DataError, PlanError
+from neurank.errors import CondenseError, DataError, PlanError
 from neurank.modes import evaluating
 from neurank.observe.observer import model_digest
 from neurank.ranking import Ranking
@@ -45,16 +47,19 @@ def observed(name):
         return model, trials.watched(model, one.batches(), progress=False)
 
 
-def some_plan(space, seed):
+def some_plan(space, model, seed):
+    """Draw a plan that takes something of every layer and leaves no tensor empty."""
     rng = random.Random(seed)
     widths = {layer: space[layer].width for layer in space.hidden}
-    keep = {
-        layer: tuple(
-            rng.sample(range(width), rng.randint(width // 2 + 1, width) if width > 1 else 1)
-        )
-        for layer, width in widths.items()
-    }
-    return Plan(keep, widths)
+    while True:
+        keep = {
+            layer: tuple(rng.sample(range(width), rng.randint(width // 2, max(width - 1, 1)) or 1))
+            for layer, width in widths.items()
+        }
+        plan = Plan(keep, widths)
+        with suppress(CondenseError):
+            cuts_for(plan, space, model)
+            return plan
 
 
 LABELLED = [one.name for one in ARCHITECTURES if one.classes is not None]
@@ -67,7 +72,7 @@ def test_the_costs_of_a_plan_are_those_of_the_condensed_network(name):
         pytest.skip("no layer can lose units")
     with evaluating(model):
         costs = costs_of(watching.space, model)
-        made = some_plan(watching.space, name)
+        made = some_plan(watching.space, model, name)
         small = carried_out(made, watching, "zero")
     assert costs.of({it: made.removed(it) for it in made.keep}) == reported(small)
     assert small.report.parameters[1] < small.report.parameters[0]
@@ -325,7 +330,7 @@ def test_masked_networks_get_right_what_condensed_ones_do(network, removal, memo
         watching = watched(model, data, progress=False)
         accuracy = MaskedAccuracy(watching, removal, list(WIDTHS), memory)
         together = accuracy.varying(list(WIDTHS), {})
-        found = some_plan(watching.space, removal)
+        found = some_plan(watching.space, watching.model, removal)
         small = carried_out(found, watching, removal)
         expected = right(small.model.eval(), data)
         assert together(found.keep) == expected
@@ -344,7 +349,7 @@ def test_masked_networks_get_right_what_condensed_ones_do(network, removal, memo
 def test_coupled_networks_are_masked_and_cached_alike(name):
     model, watching = observed(name)
     layers = list(watching.space.hidden)
-    found = some_plan(watching.space, name)
+    found = some_plan(watching.space, watching.model, name)
     with evaluating(model):
         data = architecture(name).batches()
         expected = right(carried_out(found, watching, "zero").model.eval(), data)
