@@ -75,6 +75,13 @@ class Narrowing:
         """Return the shape of what is left of a result, for one example."""
         return tuple(int(stays.sum()) for stays in self.left(self.coupling.labels[name]))
 
+    def removes_all(self, name: str) -> bool:
+        """Whether nothing is left of a result."""
+        labels = self.coupling.labels.get(name)
+        if not isinstance(labels, Tensor) or not labels.numel():
+            return False
+        return bool(self.gone[self.coupling.classes[compact(labels)]].all())
+
     def changes(self, name: str) -> bool:
         """Whether a result loses anything."""
         labels = self.coupling.labels.get(name)
@@ -112,6 +119,8 @@ def _narrowed(
     operation: Operation, narrowing: Narrowing, constants: dict[str, Tensor]
 ) -> tuple[Operation, ...]:
     """Return the operation, or those that take its place, for what is left."""
+    if narrowing.removes_all(operation.name):
+        return ()
     touched = [name for name in operation.refs if narrowing.changes(name)]
     own = narrowing.changes(operation.name)
     if not touched and not own:
@@ -256,6 +265,18 @@ def _split(
     )
 
 
+def _side_by_side(
+    operation: Operation, narrowing: Narrowing, _: dict[str, Tensor]
+) -> tuple[Operation, ...]:
+    """Leave out pieces of which nothing is left."""
+    pieces = [
+        piece
+        for piece in operation.args[0]
+        if not (isinstance(piece, Ref) and narrowing.removes_all(piece.name))
+    ]
+    return (replace(operation, args=(pieces, *operation.args[1:])),)
+
+
 def _slice(
     operation: Operation, narrowing: Narrowing, constants: dict[str, Tensor]
 ) -> tuple[Operation, ...]:
@@ -281,7 +302,8 @@ def _index(
     operation: Operation, read: Ref, axis: int, places: Tensor, constants: dict[str, Tensor]
 ) -> Operation:
     """Pick places along an axis: a slice if they are next to each other."""
-    first, count = int(places[0]), len(places)
+    count = len(places)
+    first = int(places[0]) if count else 0
     if torch.equal(places, torch.arange(first, first + count)):
         arguments: tuple[Any, ...] = (read, axis, first, first + count)
         return replace(operation, target=aten.slice.Tensor, args=arguments, kwargs={})
@@ -504,6 +526,7 @@ _RULES: Mapping[str, Rule] = {
     **dict.fromkeys((*VIEWS, "expand", "broadcast_to"), _view),
     **dict.fromkeys(("split", "split_with_sizes", "chunk", "tensor_split"), _split),
     **dict.fromkeys(("slice", "narrow"), _slice),
+    **dict.fromkeys(("cat", "concat", "stack"), _side_by_side),
     **dict.fromkeys(("index", "index_select"), _gather),
     **dict.fromkeys(("pad", "constant_pad_nd"), _pad),
     **dict.fromkeys(CONSTANTS, _constant),
@@ -511,7 +534,7 @@ _RULES: Mapping[str, Rule] = {
     **dict.fromkeys(
         MOVES - {*VIEWS, "expand", "broadcast_to", "split", "split_with_sizes", "chunk",
                  "tensor_split", "slice", "narrow", "index", "index_select", "select", "getitem",
-                 "unflatten"},
+                 "unflatten", "cat", "concat", "stack"},
         lambda operation, _narrowing, _constants: (operation,),
     ),
     "select": _select,
