@@ -21,9 +21,8 @@ from tests.condense.zoo import (
     planned,
     watched,
 )
-from tests.oracles.condense import masked_by_hand
+from tests.oracles.condense import cleared, masked_by_hand
 from tests.oracles.reads import READS, opened
-from torch import nn
 
 from neurank.condense.condensed import condense
 from neurank.condense.load import load
@@ -109,20 +108,6 @@ def only_sums(name, plan):
     space = watched(name).space
     kinds = {read.kind for layer in plan.keep for read in space[layer].reads}
     return kinds == {"sum"} and name != "tied-autoencoder"
-
-
-def cleared(model, cuts):
-    """The original network, by its own Python, with zeros for the columns that were cut away."""
-    model = copy.deepcopy(model)
-    transposed = nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
-    for cut in cuts:
-        owner = model.get_submodule(cut.tensor.rpartition(".")[0])
-        columns = 0 if isinstance(owner, transposed) else 1
-        weight = model.get_parameter(cut.tensor) if cut.tensor.endswith("weight") else None
-        if weight is not None and weight.ndim > 1 and cut.axis == columns:
-            gone = sorted(set(range(weight.shape[columns])) - set(cut.keep))
-            weight.data.index_fill_(columns, torch.tensor(gone), 0)
-    return model
 
 
 def check_everything_is_smaller(name, plan, small):

@@ -9,6 +9,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 
 def masked_outputs(model, reads, removed, removal, batches, inputs):
@@ -170,3 +171,17 @@ def _constant_at(at, units, constant):
         return x
 
     return change
+
+
+def cleared(model, cuts):
+    """The original network, by its own Python, with zeros for the columns that were cut away."""
+    model = copy.deepcopy(model)
+    transposed = nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
+    for cut in cuts:
+        owner = model.get_submodule(cut.tensor.rpartition(".")[0])
+        columns = 0 if isinstance(owner, transposed) else 1
+        weight = model.get_parameter(cut.tensor) if cut.tensor.endswith("weight") else None
+        if weight is not None and weight.ndim > 1 and cut.axis == columns:
+            gone = sorted(set(range(weight.shape[columns])) - set(cut.keep))
+            weight.data.index_fill_(columns, torch.tensor(gone), 0)
+    return model
