@@ -122,7 +122,7 @@ FULL = Settings(
     {
         "ours": Recipe(((16, 6), (24, 10), (32, 28))),
         "paper's second": Recipe(((16, 4), (24, 4), (32, 6))),
-        "paper's first": Recipe(((16, 4), (24, 2), (32, 3))),
+        "paper's first": Recipe(((16, 4), (24, 4), (32, 6))),
     }
 )
 QUICK = Settings(
