@@ -244,6 +244,7 @@ def test_a_search_that_was_interrupted_goes_on_to_the_same_result(network, tmp_p
     options = {**OPTIONS, "max_attempts": 5}
     whole = smallest(model, splits, **{**options, "retraining": train})
     total = len(calls)
+    assert len(set(calls)) == total  # every network is trained from a seed of its own
     calls.clear()
     with pytest.raises(Stop):
         smallest(model, splits, **{**options, "retraining": stopping}, folder=tmp_path)
