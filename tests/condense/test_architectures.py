@@ -18,6 +18,7 @@ from tests.condense.zoo import (
     condensed,
     cuttable,
     examples,
+    least,
     planned,
     watched,
 )
@@ -115,14 +116,16 @@ def check_everything_is_smaller(name, plan, small):
     before, after = (dict(it.named_parameters()) for it in (watched(name).model, small.model))
     space = watched(name).space
     for layer in plan.keep:
-        members = [tensor for rows in space.rows(layer) for tensor in [rows.tensor]]
-        assert members
-        readers = [
+        removed = set(plan.removed(layer))
+        tensors = [rows.tensor for rows in space.rows(layer) if removed & set(rows.units)]
+        assert tensors
+        tensors += [
             f"{at.module}.weight"
             for at in READS.get(name, {}).get(layer, ())
+            if removed & set(at.units) and f"{at.module}.weight" in before
             if at.module != "layers.2.stay"  # of "wavenet", whose result nobody reads
         ]
-        for tensor in (*members, *(it for it in readers if it in before)):
+        for tensor in tensors:
             assert after[tensor].numel() < before[tensor].numel(), (layer, tensor)
 
 
@@ -168,6 +171,26 @@ def test_layers_are_those_that_a_reader_of_the_code_finds(name):
     found = {layer: space[layer].width for layer in cuttable(name)}
     by_hand = {layer: 1 + max(max(at.units) for at in ats) for layer, ats in READS[name].items()}
     assert found == by_hand
+
+
+FEWEST = {
+    ("resnet-zero-padded", "stem.0"): 1,  # but one of the first stage's
+    **{("res2net", f"blocks.{at}.reduce.0"): 3 for at in range(4)},
+    ("dual-path", "1.project.0"): 4,
+    ("shufflenet-v2", "1.left.1.0"): 3,
+}
+"""Layers whose tensors share only some units, so that not any one unit is enough: what is."""
+
+
+@pytest.mark.slow
+def test_one_unit_is_enough_but_where_tensors_would_run_empty():
+    found = {
+        (name, layer): len(least(name, layer))
+        for name in NAMES
+        for layer in cuttable(name)
+        if least(name, layer)
+    }
+    assert found == FEWEST
 
 
 @pytest.mark.slow
