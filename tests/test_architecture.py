@@ -18,9 +18,10 @@ FLOORS = (
     {"data", "training", "zoo"},
     {"units"},
     {"observe"},
-    {"rankers"},
+    {"rankers", "weights"},
     {"agreement", "combination"},
     {"condense"},
+    {"watch"},
     {"report"},
     {"cli"},
 )
