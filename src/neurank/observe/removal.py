@@ -2,16 +2,20 @@
 
 `zero`
     Consumers receive 0. What physical removal gives.
-`mean`
-    Consumers receive the unit's mean at the point where they read it, before padding, over the
-    examples of the data and over positions. What removal with bias propagation gives.
+`mean`, `median`, `minimum`, `maximum`
+    Consumers receive that statistic of the unit at the point where they read it, before padding,
+    over the examples of the data and over positions. What removal with bias propagation gives.
+`pre-mean`, `pre-median`, `pre-minimum`, `pre-maximum`
+    The unit's own layer gives that statistic of what it gives, before BatchNorm and nonlinearity;
+    consumers receive what these make of it. The dead-units thesis replaces units there.
 `parameters`
     The unit's own weights and bias are 0, the paper's literal procedure: a BatchNorm shift or an
     activation with f(0) ≠ 0 behind the unit lives on, as a constant.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field
 from math import prod
 from typing import Literal, get_args
 
@@ -21,11 +25,27 @@ from torch import Tensor
 from neurank.errors import MethodError, UnitError
 from neurank.observe.examples import Examples
 from neurank.observe.execution import Runner
-from neurank.units.graph import Ref, Weight
-from neurank.units.rules import PRODUCERS
+from neurank.units.graph import Operation, Ref, Weight
+from neurank.units.rules import CONVOLUTIONS, PRODUCERS, TRANSPOSED
 from neurank.units.space import Chain, Layer, UnitRead
 
-Removal = Literal["zero", "mean", "parameters"]
+Removal = Literal[
+    "zero",
+    "mean",
+    "parameters",
+    "median",
+    "minimum",
+    "maximum",
+    "pre-mean",
+    "pre-median",
+    "pre-minimum",
+    "pre-maximum",
+]
+Statistic = Literal["mean", "median", "minimum", "maximum"]
+Position = Literal["pre", "post"]
+"""Before BatchNorm and nonlinearity, or behind them, where consumers read."""
+
+BEFORE = "pre-"
 
 ULPS = 16
 """By how many units in the last place a constant may vary over positions: vectorised and plain
@@ -48,6 +68,49 @@ def check_removal(removal: str) -> Removal:
     )
 
 
+def replacing_by(statistic: str, at: str) -> Removal:
+    """Name the removal that replaces a unit by a statistic of itself.
+
+    Raises
+    ------
+    MethodError
+        If there is no such statistic or position.
+
+    Example
+    -------
+    >>> replacing_by("median", "post"), replacing_by("mean", "pre")
+    ('median', 'pre-mean')
+    """
+    for name, given, known in (
+        ("statistic", statistic, get_args(Statistic)),
+        ("at", at, get_args(Position)),
+    ):
+        if given not in known:
+            raise MethodError(
+                f"{name}={given!r} is unknown: it is one of {', '.join(map(repr, known))}"
+            )
+    return check_removal(statistic if at == "post" else f"{BEFORE}{statistic}")
+
+
+def is_before(removal: Removal) -> bool:
+    """Whether units are replaced before BatchNorm and nonlinearity."""
+    return removal.startswith(BEFORE)
+
+
+def statistic_of(removal: Removal) -> Statistic | None:
+    """Return the statistic that units are replaced by, None if it is none of theirs.
+
+    Example:
+    -------
+    >>> statistic_of("pre-median"), statistic_of("zero")
+    ('median', None)
+    """
+    for known in get_args(Statistic):
+        if removal.removeprefix(BEFORE) == known:
+            return known  # type: ignore[no-any-return]
+    return None
+
+
 def off_values(removal: Removal, layer: Chain, runner: Runner, examples: Examples) -> Tensor:
     """Compute what the consumers of a layer receive for a unit that is off.
 
@@ -56,19 +119,22 @@ def off_values(removal: Removal, layer: Chain, runner: Runner, examples: Example
     Tensor
         (units, positions): the same for every example; positions as in `unit_view`.
     """
-    if removal == "mean":
-        return _means(layer, runner, examples)
     inputs, _ = next(iter(examples))
     with torch.inference_mode():
-        (produced,) = runner.forward(inputs[:1], layer.producer.name)
-        nothing = torch.zeros_like(produced)
-        if removal == "parameters":
-            known = {layer.producer.name: nothing}
-            bridge = runner.graph.needed_for((layer.read,), known=known)
-            results = runner.run(bridge, known, 1, (layer.read,))
-            return unit_view(results[layer.read], layer.width)[0]
         (read,) = runner.forward(inputs[:1], layer.read)
-        return torch.zeros_like(unit_view(read, layer.width)[0])
+        shape = unit_view(read, layer.width)[0]
+        if removal == "zero":
+            return torch.zeros_like(shape)
+        statistic = statistic_of(removal)
+        if statistic is not None and not is_before(removal):
+            place = Place(layer.read, layer.read, layer.width)
+            (found,) = statistics(statistic, (place,), runner, examples).values()
+            constants = found.pooled(range(layer.width))
+            return constants.to(read.dtype)[:, None].expand_as(shape).contiguous()
+        known = _produced(removal, layer, runner, examples)
+        bridge = runner.graph.needed_for((layer.read,), known=known)
+        results = runner.run(bridge, known, 1, (layer.read,))
+        return unit_view(results[layer.read], layer.width)[0]
 
 
 def unit_view(read: Tensor, units: int) -> Tensor:
@@ -87,21 +153,6 @@ def unit_view(read: Tensor, units: int) -> Tensor:
     return read.reshape(len(read), units, positions)
 
 
-def _means(layer: Chain, runner: Runner, examples: Examples) -> Tensor:
-    total = torch.zeros(layer.width, dtype=torch.float64, device=examples.device)
-    count = 0
-    positions = 0
-    dtype = torch.float64
-    with torch.inference_mode():
-        for inputs, _ in examples:
-            read = unit_view(runner.forward(inputs, layer.read)[0], layer.width)
-            total += read.sum(dim=(0, 2), dtype=torch.float64)
-            count += len(read) * read.shape[2]
-            positions, dtype = read.shape[2], read.dtype
-    mean = (total / count).to(dtype)
-    return mean[:, None].expand(-1, positions).contiguous()
-
-
 def off_constants(
     removal: Removal, layers: Sequence[Layer], runner: Runner, examples: Examples
 ) -> Mapping[str, tuple[Tensor, ...]]:
@@ -110,9 +161,9 @@ def off_constants(
     Returns
     -------
     Mapping
-        By layer, for each of its reads (entries along the axis,), float64: 0; the mean over
+        By layer, for each of its reads (entries along the axis,), float64: 0; the statistic over
         examples and positions of all entries of one cell (see `UnitRead`); or what is left where
-        the rows of all units of the layer are 0.
+        the rows of all units of the layer are 0, or the statistic of what they give.
 
     Raises
     ------
@@ -127,34 +178,151 @@ def off_constants(
             )
             for layer in layers
         }
-    if removal == "mean":
-        return _read_means(layers, runner, examples)
-    return {layer.name: _left_over(layer, runner, examples) for layer in layers}
+    statistic = statistic_of(removal)
+    if statistic is None or is_before(removal):
+        return {layer.name: _left_over(removal, layer, runner, examples) for layer in layers}
+    found = statistics(statistic, read_places(layers, runner), runner, examples)
+    return {layer.name: constants_of(layer, found, runner) for layer in layers}
 
 
-def _read_means(
-    layers: Sequence[Layer], runner: Runner, examples: Examples
-) -> Mapping[str, tuple[Tensor, ...]]:
-    """Take the means where units are read; a layer that runs more than once has one input."""
-    reads = {
-        (read.tensor, read.axis, _reader(read, runner)) for layer in layers for read in layer.reads
-    }
-    names = tuple(dict.fromkeys(name for name, _, _ in sorted(reads)))
-    totals: dict[str, Tensor] = {}
-    counts: dict[str, int] = {}
-    with torch.inference_mode():
-        for inputs, _ in examples:
-            found = dict(zip(names, runner.forward(inputs, *names), strict=True)) if names else {}
-            for name, axis, reader in reads:
-                along = found[name].to(torch.float64).movedim(axis, 0).flatten(1)
-                sums = along.sum(dim=1)
-                totals[reader] = totals.get(reader, torch.zeros_like(sums)) + sums
-                counts[reader] = counts.get(reader, 0) + along.shape[1]
-    means = {reader: total / counts[reader] for reader, total in totals.items()}
-    return {
-        layer.name: tuple(_pooled(means[_reader(read, runner)], read.cells) for read in layer.reads)
+def read_places(layers: Iterable[Layer], runner: Runner) -> tuple["Place", ...]:
+    """List where the layers' units are read; a layer that runs more than once has one input."""
+    found = {
+        Place(_reader(read, runner), read.tensor, axis=read.axis)
         for layer in layers
+        for read in layer.reads
     }
+    return tuple(sorted(found, key=lambda place: (place.tensor, place.axis, place.key)))
+
+
+def constants_of(
+    layer: Layer, found: Mapping[str, "Gathered"], runner: Runner
+) -> tuple[Tensor, ...]:
+    """Give each entry of each read of a layer the statistic of its cell, float64."""
+    return tuple(found[_reader(read, runner)].pooled(read.cells) for read in layer.reads)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where values are gathered.
+
+    Attributes
+    ----------
+    key : under which name; places of one key are gathered together.
+    tensor : name of the result.
+    units : as how many units it is viewed, see `unit_view`; None goes by the axis.
+    axis : the axis along which entries lie.
+    """
+
+    key: str
+    tensor: str
+    units: int | None = None
+    axis: int = 1
+
+    def along(self, result: Tensor) -> Tensor:
+        """View a result as (entries, values)."""
+        if self.units is not None:
+            return unit_view(result, self.units).movedim(1, 0).flatten(1)
+        return result.movedim(self.axis, 0).flatten(1)
+
+
+class Gathered(ABC):
+    """A statistic of each entry, and of the entries of each cell together."""
+
+    @abstractmethod
+    def add(self, along: Tensor) -> None:
+        """Take further values of the entries, (entries, values)."""
+
+    @abstractmethod
+    def pooled(self, cells: Iterable[int]) -> Tensor:
+        """Give each entry the statistic over all entries of its cell, (entries,) in float64."""
+
+
+@dataclass
+class _Mean(Gathered):
+    total: Tensor | None = None
+    count: int = 0
+
+    def add(self, along: Tensor) -> None:
+        sums = along.sum(dim=1, dtype=torch.float64)
+        self.total = sums if self.total is None else self.total + sums
+        self.count += along.shape[1]
+
+    def pooled(self, cells: Iterable[int]) -> Tensor:
+        assert self.total is not None
+        means = self.total / self.count
+        cell = torch.tensor(tuple(cells), device=means.device)
+        shape = (int(cell.max()) + 1,)
+        sums = means.new_zeros(shape).index_add(0, cell, means)
+        sizes = means.new_zeros(shape).index_add(0, cell, torch.ones_like(means))
+        return (sums / sizes)[cell]
+
+
+@dataclass
+class _Extreme(Gathered):
+    reduction: Literal["amin", "amax"]
+    found: Tensor | None = None
+
+    def add(self, along: Tensor) -> None:
+        new = (along.amin if self.reduction == "amin" else along.amax)(dim=1).to(torch.float64)
+        both = new if self.found is None else torch.stack([self.found, new])
+        if self.found is not None:
+            both = both.amin(dim=0) if self.reduction == "amin" else both.amax(dim=0)
+        self.found = both
+
+    def pooled(self, cells: Iterable[int]) -> Tensor:
+        assert self.found is not None
+        cell = torch.tensor(tuple(cells), device=self.found.device)
+        start = self.found.new_zeros(int(cell.max()) + 1)
+        return start.scatter_reduce(0, cell, self.found, self.reduction, include_self=False)[cell]
+
+
+@dataclass
+class _Median(Gathered):
+    """Keeps every value; of an even number of them, the lower of the two in the middle counts."""
+
+    parts: list[Tensor] = field(default_factory=list)
+
+    def add(self, along: Tensor) -> None:
+        self.parts.append(along.clone())
+
+    def pooled(self, cells: Iterable[int]) -> Tensor:
+        values = torch.cat(self.parts, dim=1)
+        cell = torch.tensor(tuple(cells), device=values.device)
+        medians = torch.zeros(int(cell.max()) + 1, dtype=torch.float64, device=values.device)
+        for number in sorted(set(cell.tolist())):
+            medians[number] = values[cell == number].median().to(torch.float64)
+        return medians[cell]
+
+
+def gathering(statistic: Statistic) -> Gathered:
+    """Begin to gather a statistic."""
+    if statistic == "mean":
+        return _Mean()
+    if statistic == "median":
+        return _Median()
+    return _Extreme("amin" if statistic == "minimum" else "amax")
+
+
+def statistics(
+    statistic: Statistic, places: Sequence[Place], runner: Runner, examples: Examples
+) -> Mapping[str, Gathered]:
+    """Gather a statistic at some places over the data; by key.
+
+    Medians take one pass per key, since all values of it are kept until they are sorted; what else
+    there is takes one pass.
+    """
+    keys = dict.fromkeys(place.key for place in places)
+    found = {key: gathering(statistic) for key in keys}
+    for some in [(key,) for key in keys] if statistic == "median" else [tuple(keys)]:
+        wanted = [place for place in places if place.key in some]
+        names = tuple(dict.fromkeys(place.tensor for place in wanted))
+        with torch.inference_mode():
+            for inputs, _ in examples:
+                results = dict(zip(names, runner.forward(inputs, *names), strict=True))
+                for place in wanted:
+                    found[place.key].add(place.along(results[place.tensor]))
+    return found
 
 
 def _reader(read: UnitRead, runner: Runner) -> str:
@@ -168,42 +336,66 @@ def _reader(read: UnitRead, runner: Runner) -> str:
     return f"{read.operation} of {read.tensor}"
 
 
-def _pooled(means: Tensor, cells: Iterable[int]) -> Tensor:
-    """Give each entry the mean over all entries of its cell."""
-    cell = torch.tensor(tuple(cells), device=means.device)
-    shape = (int(cell.max()) + 1,)
-    sums = means.new_zeros(shape).index_add(0, cell, means)
-    sizes = means.new_zeros(shape).index_add(0, cell, torch.ones_like(means))
-    return (sums / sizes)[cell]
+def producer_places(layer: Layer) -> tuple[Place, ...]:
+    """List what the layer's own operations give, by their names."""
+    return tuple(Place(it.name, it.name, axis=unit_axis(it)) for it in layer.producers)
 
 
-def _left_over(layer: Layer, runner: Runner, examples: Examples) -> tuple[Tensor, ...]:
-    """Run the network on a few examples with the layer's own weights and biases 0."""
+def unit_axis(producer: Operation) -> int:
+    """Return the axis of a producer's result along which its units lie."""
+    return 1 if producer.kind in CONVOLUTIONS | TRANSPOSED else -1
+
+
+def _produced(
+    removal: Removal, layer: Layer, runner: Runner, examples: Examples, count: int = 1
+) -> dict[str, Tensor]:
+    """Make what the layer's operations give with all its units off, for some examples."""
+    places = producer_places(layer)
+    inputs, _ = next(iter(examples))
+    names = tuple(place.tensor for place in places)
+    statistic = statistic_of(removal)
+    found = {} if statistic is None else statistics(statistic, places, runner, examples)
+    known = {}
+    with torch.inference_mode():
+        for place, like in zip(places, runner.forward(inputs[:count], *names), strict=True):
+            nothing = torch.zeros_like(like)
+            if statistic is not None:
+                entries = like.shape[place.axis]
+                constants = found[place.key].pooled(range(entries)).to(like.dtype)
+                nothing += constants.reshape(
+                    [-1 if axis == place.axis % like.ndim else 1 for axis in range(like.ndim)]
+                )
+            known[place.tensor] = nothing
+    return known
+
+
+def _left_over(
+    removal: Removal, layer: Layer, runner: Runner, examples: Examples
+) -> tuple[Tensor, ...]:
+    """Run the network on a few examples with the layer's own operations giving constants."""
     if any(read.kind == "norm" for read in layer.reads):
         raise UnitError(
-            f"removal='parameters' leaves no constant of layer {layer.name!r}: its units are "
+            f"removal={removal!r} leaves no constant of layer {layer.name!r}: its units are "
             "normalised together with others. Use removal='zero' or 'mean'"
         )
-    silent = {
-        name: torch.zeros_like(runner.tensors[name])
-        for producer in layer.producers
-        for name in producer.weights
-    }
-    quiet = replace(runner, tensors={**runner.tensors, **silent})
+    count = 2
+    known = _produced(removal, layer, runner, examples, count)
     inputs, _ = next(iter(examples))
     names = tuple(dict.fromkeys(read.tensor for read in layer.reads))
+    known[runner.graph.input] = inputs[:count]
     with torch.inference_mode():
-        found = dict(zip(names, quiet.forward(inputs[:2], *names), strict=True))
-    return tuple(_constant(found[read.tensor], read, layer) for read in layer.reads)
+        needed = runner.graph.needed_for(names, known=known)
+        found = runner.run(needed, known, len(inputs[:count]), names)
+    return tuple(_constant(found[read.tensor], read, layer, removal) for read in layer.reads)
 
 
-def _constant(found: Tensor, read: UnitRead, layer: Layer) -> Tensor:
+def _constant(found: Tensor, read: UnitRead, layer: Layer, removal: Removal) -> Tensor:
     along = found.to(torch.float64).movedim(read.axis, 0).flatten(1)
     own = along[torch.tensor(read.units, device=along.device) >= 0]
     spread = float((own.amax(dim=1) - own.amin(dim=1)).max())
     if spread > ULPS * torch.finfo(found.dtype).eps * float(own.abs().max()):
         raise UnitError(
-            f"removal='parameters' leaves no constant of layer {layer.name!r}: what "
+            f"removal={removal!r} leaves no constant of layer {layer.name!r}: what "
             f"{read.operation!r} reads of it still varies by {spread:.3g}. Use removal='zero' or "
             "'mean'"
         )
