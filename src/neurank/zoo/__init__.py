@@ -9,6 +9,7 @@ from neurank.errors import ModelError
 from neurank.zoo.convnet import ConvNet, digits_net, lenet
 from neurank.zoo.resnet import ResNet, resnet20, resnet32, resnet44, resnet56
 from neurank.zoo.squeezenet import SqueezeNet, squeezenet1_1
+from neurank.zoo.thesis import ThesisCNN, thesis_cnn
 from neurank.zoo.vgg import VGG, vgg16
 
 Factory = Callable[..., nn.Module]
@@ -49,6 +50,7 @@ __all__ = [
     "Factory",
     "ResNet",
     "SqueezeNet",
+    "ThesisCNN",
     "by_name",
     "digits_net",
     "lenet",
@@ -57,6 +59,7 @@ __all__ = [
     "resnet44",
     "resnet56",
     "squeezenet1_1",
+    "thesis_cnn",
     "vgg16",
 ]
 
