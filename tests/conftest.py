@@ -18,6 +18,19 @@ def unavailable(reason: str) -> NoReturn:
     pytest.skip(reason)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _threads():
+    """Let numba start now: when it does, it gives torch a thread per core, whatever was chosen.
+
+    Entry points see to that themselves; tests that call compiled loops directly do not, and on a
+    busy machine two threads take many times as long as one for the small networks of all others.
+    """
+    from neurank.modes import threads_as_torch
+
+    with threads_as_torch():
+        pass
+
+
 @pytest.fixture(scope="session")
 def data_dir():
     """The folder with the real data sets and weights."""
