@@ -152,7 +152,8 @@ def test_where_examples_lie_is_found_by_trying():
     inputs, _ = batches("swin")[0]
     watching = watched("swin")
     layer = watching.space["stage1.0.attn.qkv"]
-    inside = examples_inside(layer, watching.runner, watching.space.coupling, inputs)
+    reads = [read.tensor for read in layer.reads]
+    inside = examples_inside(reads, watching.runner, watching.space.coupling, inputs)
     assert set(inside.values()) <= {False}
 
     def forward(net, x):
@@ -165,4 +166,5 @@ def test_where_examples_lie_is_found_by_trying():
     tokens = torch.randn(5, 7, 4)
     seen = look(model, [(tokens, torch.zeros(5).long())])
     layer = seen.space["one"]
-    assert set(examples_inside(layer, seen.runner, seen.space.coupling, tokens).values()) == {True}
+    reads = [read.tensor for read in layer.reads]
+    assert set(examples_inside(reads, seen.runner, seen.space.coupling, tokens).values()) == {True}

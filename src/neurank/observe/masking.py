@@ -103,7 +103,7 @@ def masked(graph: Graph, layers: Iterable[Layer], inner: Mapping[str, bool] | No
                 graph, reader, (layer, place, read), (inner or {}).get(read.tensor, False)
             )
             operations.append(made)
-            reader = _reading(reader, made.args[0], Ref(made.name))
+            reader = reading(reader, made.args[0], Ref(made.name))
         operations.append(reader)
     return replace(graph, operations=tuple(operations))
 
@@ -135,7 +135,9 @@ def _switch(
     )
 
 
-def _reading(operation: Operation, before: Ref, after: Ref) -> Operation:
+def reading(operation: Operation, before: Ref, after: Ref) -> Operation:
+    """Let an operation read another result."""
+
     def renamed(leaf: object) -> object:
         return after if leaf == before else leaf
 
@@ -179,7 +181,8 @@ def masked_suffix(layer: Layer, runner: Runner, coupling: Coupling, inputs: Tens
     coupling : what is known about its results.
     inputs : some examples, by which it is found out where results keep examples.
     """
-    graph = masked(runner.graph, (layer,), examples_inside(layer, runner, coupling, inputs))
+    reads = [read.tensor for read in layer.reads]
+    graph = masked(runner.graph, (layer,), examples_inside(reads, runner, coupling, inputs))
     on = on_name(layer)
     from_input = {graph.input, *(operation.name for operation in graph.below(graph.input))}
     again = {operation.name for operation in graph.below(on)}
@@ -201,13 +204,13 @@ def masked_suffix(layer: Layer, runner: Runner, coupling: Coupling, inputs: Tens
 
 
 def examples_inside(
-    layer: Layer, runner: Runner, coupling: Coupling, inputs: Tensor
+    names: Iterable[str], runner: Runner, coupling: Coupling, inputs: Tensor
 ) -> dict[str, bool]:
-    """Say of what reads a layer whether examples vary fastest where they share an axis."""
+    """Say of results whether examples vary fastest where they share an axis with something else."""
     return {
-        read.tensor: _varies_inside(read.tensor, runner, coupling, inputs)
-        for read in layer.reads
-        if not _keeps_examples_first(read.tensor, runner.graph, coupling)
+        name: _varies_inside(name, runner, coupling, inputs)
+        for name in dict.fromkeys(names)
+        if not _keeps_examples_first(name, runner.graph, coupling)
     }
 
 

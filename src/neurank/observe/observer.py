@@ -324,11 +324,10 @@ class TracedObserver(Observer):
         """Compute d loss / d m of the units of all hidden layers, see `observe.slopes`, once."""
         known = self._slopes_known
         if removal not in known:
-            layers = [self.space.layers[name] for name in self.space.hidden]
             known[removal] = slopes(
-                layers,
+                self.space.hidden,
                 self.runner,
-                self.space.coupling,
+                self.space,
                 self.examples,
                 removal,
                 self.classes,

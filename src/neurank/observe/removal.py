@@ -25,9 +25,9 @@ from torch import Tensor
 from neurank.errors import MethodError, UnitError
 from neurank.observe.examples import Examples
 from neurank.observe.execution import Runner
-from neurank.units.graph import Operation, Ref, Weight
-from neurank.units.rules import CONVOLUTIONS, PRODUCERS, TRANSPOSED
-from neurank.units.space import Chain, Layer, UnitRead
+from neurank.units.graph import Ref, Weight
+from neurank.units.rules import PRODUCERS
+from neurank.units.space import Chain, Layer, UnitRead, unit_axis
 
 Removal = Literal[
     "zero",
@@ -188,7 +188,7 @@ def off_constants(
 def read_places(layers: Iterable[Layer], runner: Runner) -> tuple["Place", ...]:
     """List where the layers' units are read; a layer that runs more than once has one input."""
     found = {
-        Place(_reader(read, runner), read.tensor, axis=read.axis)
+        Place(reader(read, runner), read.tensor, axis=read.axis)
         for layer in layers
         for read in layer.reads
     }
@@ -199,7 +199,7 @@ def constants_of(
     layer: Layer, found: Mapping[str, "Gathered"], runner: Runner
 ) -> tuple[Tensor, ...]:
     """Give each entry of each read of a layer the statistic of its cell, float64."""
-    return tuple(found[_reader(read, runner)].pooled(read.cells) for read in layer.reads)
+    return tuple(found[reader(read, runner)].pooled(read.cells) for read in layer.reads)
 
 
 @dataclass(frozen=True)
@@ -325,7 +325,7 @@ def statistics(
     return found
 
 
-def _reader(read: UnitRead, runner: Runner) -> str:
+def reader(read: UnitRead, runner: Runner) -> str:
     """Name what reads: a layer by its weight, anything else by the operation and what it reads."""
     operation = runner.graph.by_name[read.operation]
     weight = operation.args[1] if operation.kind in PRODUCERS else None
@@ -339,11 +339,6 @@ def _reader(read: UnitRead, runner: Runner) -> str:
 def producer_places(layer: Layer) -> tuple[Place, ...]:
     """List what the layer's own operations give, by their names."""
     return tuple(Place(it.name, it.name, axis=unit_axis(it)) for it in layer.producers)
-
-
-def unit_axis(producer: Operation) -> int:
-    """Return the axis of a producer's result along which its units lie."""
-    return 1 if producer.kind in CONVOLUTIONS | TRANSPOSED else -1
 
 
 def _produced(
@@ -363,7 +358,7 @@ def _produced(
                 entries = like.shape[place.axis]
                 constants = found[place.key].pooled(range(entries)).to(like.dtype)
                 nothing += constants.reshape(
-                    [-1 if axis == place.axis % like.ndim else 1 for axis in range(like.ndim)]
+                    [-1 if axis == place.axis else 1 for axis in range(like.ndim)]
                 )
             known[place.tensor] = nothing
     return known

@@ -1,25 +1,31 @@
 """How the loss changes as units fade: derivatives with respect to all units, in one pass.
 
-Every read of a unit is replaced by ``off + m (h - off)`` with m = 1. One forward and one backward
-pass give d loss / d m of every unit of every layer, example by example:
-``sum of g (h - off)`` over the unit's places, with g the gradient of the example's loss there.
+Think of every read of a unit as ``off + m (h - off)`` with m = 1. Then d loss / d m of an example
+is ``sum of g (h - off)`` over the unit's places, with g the gradient of the example's loss there:
+``sum of g h - off * sum of g``. Both sums are kept example by example, so that a mean, which is
+known only when all examples have been seen, needs no pass of its own.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from math import prod
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-from neurank.errors import ModelError
 from neurank.observe.examples import Examples
 from neurank.observe.execution import Runner
-from neurank.observe.masking import examples_inside, masked, off_tensors, on_name
-from neurank.observe.removal import Removal, off_constants
-from neurank.units.coupling import Coupling
-from neurank.units.space import Layer
+from neurank.observe.removal import (
+    Gathered,
+    Place,
+    Position,
+    Removal,
+    gathering,
+    is_before,
+    statistic_of,
+    statistics,
+)
+from neurank.observe.taps import Seen, Tap, Tapped, seen, tapped
+from neurank.units.space import UnitSpace
 
 
 @dataclass(frozen=True)
@@ -39,9 +45,9 @@ class Slopes:
 
 
 def slopes(
-    layers: Sequence[Layer],
+    names: Iterable[str],
     runner: Runner,
-    coupling: Coupling,
+    space: UnitSpace,
     examples: Examples,
     removal: Removal,
     classes: int,
@@ -49,10 +55,12 @@ def slopes(
 ) -> Mapping[str, Slopes]:
     """Compute the slopes of all layers in one pass over the data.
 
+    Means are taken in the same pass; medians and extremes in one before it.
+
     Parameters
     ----------
-    layers : whose units fade.
-    runner, coupling : the network.
+    names : the layers whose units fade.
+    runner, space : the network.
     examples : the data; the loss is the cross-entropy of the logits.
     removal : what is received for a unit that has faded.
     classes : number of logits.
@@ -63,75 +71,97 @@ def slopes(
     ModelError
         If a slope is NaN or infinite.
     """
-    off = off_constants(removal, layers, runner, examples)
-    first, _ = next(iter(examples))
-    inner: dict[str, bool] = {}
-    for layer in layers:
-        inner.update(examples_inside(layer, runner, coupling, first))
-    graph = masked(runner.graph, layers, inner)
-    tensors = {name: _plain(tensor) for name, tensor in runner.tensors.items()}
-    for layer in layers:
-        tensors.update(off_tensors(layer, off[layer.name]))
-    running = Runner(graph, tensors)
-    shapes = {layer.name: (classes, layer.width) for layer in layers}
-    empty = {name: torch.zeros(shape, dtype=torch.float64) for name, shape in shapes.items()}
-    found = {name: Slopes(torch.zeros(classes), it, it.clone()) for name, it in empty.items()}
-    for inputs, targets in _pieces(examples, running, memory):
-        by_layer = _slopes_of(layers, running, inputs, targets)
-        for name, values in by_layer.items():
-            found[name] = _added(found[name], values.cpu().to(torch.float64), targets.cpu())
-    return found
+    at: Position = "pre" if is_before(removal) else "post"
+    tapping = tapped(space, names, runner, examples, at)
+    sums = Sums.of(tapping, removal, runner, examples)
+    targets = []
+    for piece in seen(tapping, examples, memory):
+        sums.add(piece)
+        targets.append(piece.targets.cpu())
+    labels = torch.cat(targets)
+    return {
+        name: _by_class(sums.slopes(name, space[name].width), labels, classes) for name in names
+    }
 
 
-def _slopes_of(
-    layers: Sequence[Layer], running: Runner, inputs: Tensor, targets: Tensor
-) -> dict[str, Tensor]:
-    """Return d loss / d m of each example and unit, layer by layer."""
-    graph = running.graph
-    on = {}
-    for layer in layers:
-        ones = torch.ones(len(inputs), layer.width, device=inputs.device)
-        on[on_name(layer)] = ones.requires_grad_()
-    known = {graph.input: inputs, **on}
-    with torch.enable_grad():
-        needed = graph.needed_for((graph.output,), known=known)
-        logits = running.run(needed, known, len(inputs), (graph.output,))[graph.output]
-        loss = functional.cross_entropy(logits, targets, reduction="sum")
-        gradients = torch.autograd.grad(loss, list(on.values()), allow_unused=True)
-    found = {}
-    for layer, one, gradient in zip(layers, on.values(), gradients, strict=True):
-        values = torch.zeros_like(one) if gradient is None else gradient
-        if not bool(torch.isfinite(values).all()):
-            raise ModelError(
-                f"the gradient of the loss with respect to the units of layer {layer.name!r} is "
-                "NaN or infinite: check the weights and the scale of the inputs"
+@dataclass(frozen=True)
+class Sums:
+    """The two sums of each example at each tap, and the statistic that units are replaced by.
+
+    Attributes
+    ----------
+    taps : where.
+    constants : the statistic by key, gathered here if it is a mean; None where units become 0.
+    gathers : whether it is gathered here.
+    products : for each tap, pieces of ``sum of g h``, (examples, entries).
+    gradients : for each tap, pieces of ``sum of g``.
+    """
+
+    taps: tuple[Tap, ...]
+    constants: Mapping[str, Gathered] | None
+    gathers: bool
+    products: list[list[Tensor]]
+    gradients: list[list[Tensor]]
+
+    @classmethod
+    def of(cls, tapping: Tapped, removal: Removal, runner: Runner, examples: Examples) -> "Sums":
+        """Begin, with the statistic that units are replaced by at the taps."""
+        statistic = statistic_of(removal)
+        constants: Mapping[str, Gathered] | None = None
+        if statistic == "mean":
+            constants = {tap.key: gathering("mean") for tap in tapping.taps}
+        elif statistic is not None:
+            places = tuple(
+                dict.fromkeys(Place(tap.key, tap.tensor, axis=tap.axis) for tap in tapping.taps)
             )
-        found[layer.name] = values.detach()
-    return found
+            constants = statistics(statistic, places, runner, examples)
+        empty: list[list[Tensor]] = [[] for _ in tapping.taps]
+        return cls(tapping.taps, constants, statistic == "mean", empty, [[] for _ in tapping.taps])
+
+    def add(self, piece: Seen) -> None:
+        """Take what a piece of the data showed."""
+        gathered: set[tuple[str, str, int]] = set()
+        count = len(piece.targets)
+        for place, tap in enumerate(self.taps):
+            value, gradient = piece.values[tap.name], piece.gradients[tap.name]
+            self.products[place].append(tap.by_example(value * gradient, count))
+            if self.constants is None:
+                continue
+            self.gradients[place].append(tap.by_example(gradient, count))
+            where = (tap.key, tap.tensor, tap.axis)
+            if self.gathers and where not in gathered:
+                gathered.add(where)
+                self.constants[tap.key].add(value.movedim(tap.axis, 0).flatten(1))
+
+    def slopes(self, layer: str, width: int) -> Tensor:
+        """Compute d loss / d m of each example and unit of a layer, (examples, units), float64."""
+        total = torch.zeros(0)
+        for place, tap in enumerate(self.taps):
+            if tap.layer != layer:
+                continue
+            by_entry = torch.cat(self.products[place]).to(torch.float64)
+            if self.constants is not None:
+                off = self.constants[tap.key].pooled(tap.cells)
+                by_entry -= off * torch.cat(self.gradients[place]).to(torch.float64)
+            found = by_unit(by_entry, tap.units, width)
+            total = found if not len(total) else total + found
+        return total.cpu()
 
 
-def _pieces(examples: Examples, running: Runner, memory: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Cut batches so that the results of a forward pass, kept for the backward pass, fit."""
-    floats = sum(
-        prod(size or 1 for size in operation.shape or ()) for operation in running.graph.operations
+def by_unit(by_entry: Tensor, units: tuple[int, ...], width: int) -> Tensor:
+    """Sum over the entries of each unit, (examples, units)."""
+    if units == tuple(range(width)):
+        return by_entry
+    index = torch.tensor(units, device=by_entry.device)
+    own = index >= 0
+    start = by_entry.new_zeros(len(by_entry), width)
+    return start.index_add(1, index[own], by_entry[:, own])
+
+
+def _by_class(values: Tensor, targets: Tensor, classes: int) -> Slopes:
+    empty = torch.zeros(classes, values.shape[1], dtype=torch.float64)
+    return Slopes(
+        torch.zeros(classes).index_add(0, targets, torch.ones(len(targets))),
+        empty.index_add(0, targets, values.abs()),
+        empty.index_add(0, targets, values.square()),
     )
-    size = max(1, memory // (8 * floats))
-    for inputs, targets in examples:
-        for start in range(0, len(targets), size):
-            rows = slice(start, start + size)
-            yield _plain(inputs[rows]), _plain(targets[rows])
-
-
-def _added(before: Slopes, values: Tensor, targets: Tensor) -> Slopes:
-    count = torch.ones(len(targets))
-    return replace(
-        before,
-        examples=before.examples.index_add(0, targets, count),
-        sizes=before.sizes.index_add(0, targets, values.abs()),
-        squares=before.squares.index_add(0, targets, values.square()),
-    )
-
-
-def _plain(tensor: Tensor) -> Tensor:
-    """Return a tensor that autograd may keep, which one made in inference mode is not."""
-    return tensor.clone() if tensor.is_inference() else tensor

@@ -127,6 +127,22 @@ class UnitRows:
 
 
 @dataclass(frozen=True)
+class UnitsGiven:
+    """Where an operation gives units of one layer.
+
+    Attributes
+    ----------
+    tensor : name of the operation and its result.
+    axis : the axis of that result along which the units lie.
+    units : for each entry along the axis, the layer's unit that it belongs to, -1 for none.
+    """
+
+    tensor: str
+    axis: int
+    units: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class UnitSpace:
     """Every layer of a network that has units, and why the others have none.
 
@@ -177,6 +193,20 @@ class UnitSpace:
                     units = tuple(unit_of.get(it, -1) for it in classes)
                     found[slots.tensor] = UnitRows(slots.tensor, slots.axis, units)
         return tuple(found.values())
+
+    def given(self, name: str) -> tuple["UnitsGiven", ...]:
+        """Say where the units of a layer are computed, before any activation."""
+        layer = self[name]
+        unit_of = {number: unit for unit, number in enumerate(layer.classes)}
+        found = []
+        for producer in layer.producers:
+            labels = self.coupling.labels[producer.name]
+            axis = unit_axis(producer)
+            atoms = labels.movedim(axis, 0).flatten(1)[:, 0]
+            classes = self.coupling.classes[atoms].tolist()
+            units = tuple(unit_of.get(it, -1) for it in classes)
+            found.append(UnitsGiven(producer.name, axis, units))
+        return tuple(found)
 
     def choose(self, names: Sequence[str] | None) -> tuple[Layer, ...]:
         """Return the named layers, or every hidden one, in execution order.
@@ -266,6 +296,14 @@ def _layer_name(operation: Operation, model: nn.Module) -> str:
 def _names_of_same_tensor(name: str, model: nn.Module) -> set[str]:
     named = dict(model.named_parameters(remove_duplicate=False))
     return {other for other, tensor in named.items() if tensor is named.get(name)} or {name}
+
+
+def unit_axis(producer: Operation) -> int:
+    """Return the axis of a producer's result along which its units lie."""
+    if producer.kind in CONVOLUTIONS | TRANSPOSED:
+        return 1
+    assert producer.shape is not None
+    return len(producer.shape) - 1
 
 
 def _rows(operation: Operation, coupling: Coupling) -> Tensor | None:
