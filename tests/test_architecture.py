@@ -45,6 +45,8 @@ NEVER_CALLED = {
     "numpy.load": "can read pickles",
     "np.load": "can read pickles",
 }
+# These belong to an optimizer, and hang on no model.
+STEP_HOOKS = {"register_step_pre_hook", "register_step_post_hook"}
 
 
 def room_of(module: str) -> str:
@@ -100,6 +102,7 @@ def call_faults(module: str, tree: ast.AST) -> Iterator[str]:
             yield f"{module} calls {name}, which {NEVER_CALLED[name]}"
         method = name.rpartition(".")[2]
         is_hook = method.startswith("register_") and method.endswith("hook")
+        is_hook = is_hook and method not in STEP_HOOKS
         if is_hook and room_of(module) != "observe":
             yield f"{module} calls {name}: only observe/ hooks a model"
 
@@ -180,6 +183,7 @@ def test_a_planted_fault_is_found(module, source, fault):
     [
         ("neurank.rankers.rank", "from neurank.observe.game import Game\nimport torch"),
         ("neurank.observe.hooks", "module.register_forward_hook(f)"),
+        ("neurank.watch.attack", "optimizer.register_step_post_hook(f)"),
         ("neurank.observe.game", "from neurank.observe.kernels import chains"),
         ("neurank.observe.game", "from . import removal\nfrom .kernels.chains import walk"),
         ("neurank.condense.retrain", "from neurank.training import fit"),

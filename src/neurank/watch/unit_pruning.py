@@ -221,7 +221,7 @@ class UnitPruning:
     def state_dict(self) -> dict[str, Json]:
         """Return all that `repeat` needs, in lists and numbers, to be kept in a checkpoint."""
         return {
-            "schedule": self.schedule.to_json(),  # type: ignore[dict-item]  # lists and numbers
+            "schedule": self.schedule.to_json(),
             "counted_from": self.schedule.counted_from,
             "removal": self.removal,
             "epochs": [_as_json(it) for it in self.epochs],
