@@ -257,11 +257,11 @@ class _Work:
             # one number each: cheaper to look at all of them than to pick first
             difference = channel.bridged((added + before).reshape(-1, 1)).view_as(added) - read
             weights, examples, _ = difference.nonzero(as_tuple=True)
-            for some in zip(weights.split(size), examples.split(size), strict=True):
+            for some in zip(torch.split(weights, size), torch.split(examples, size), strict=True):
                 yield _Pairs(*some, difference[some])
             return
         weights, examples = added.any(dim=2).nonzero(as_tuple=True)
-        for some in zip(weights.split(size), examples.split(size), strict=True):
+        for some in zip(torch.split(weights, size), torch.split(examples, size), strict=True):
             moved, numbers = added[some], some[1]
             if self.place.way == ADDITIVE:
                 moved = channel.bridged(before[numbers] + moved) - read[numbers]
