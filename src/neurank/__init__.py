@@ -13,6 +13,7 @@ from neurank.condense.search import Smallest, smallest
 from neurank.observe.value import Accuracy, Margin, NegativeLoss, Recall
 from neurank.rankers.exact_shapley import ExactShapley
 from neurank.rankers.importance_switch import ImportanceSwitch
+from neurank.rankers.mean_replacement import MeanReplacementPenalty
 from neurank.rankers.pair_shapley import PairShapley
 from neurank.rankers.permutation_shapley import PermutationShapley
 from neurank.rankers.random_score import RandomScore
@@ -34,6 +35,7 @@ __all__ = [
     "ImportanceSwitch",
     "LayerRanking",
     "Margin",
+    "MeanReplacementPenalty",
     "MeanReplacementSaliency",
     "NegativeLoss",
     "PairShapley",

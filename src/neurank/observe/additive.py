@@ -46,6 +46,16 @@ class AdditiveGame(SuffixGame):
         added = torch.einsum("cu,cuf->cf", chosen, self.contributions[rows].flatten(2))
         return self.finish(rows, self.base + added.reshape(len(rows), *self.base.shape))
 
+    def _values_without(self, rows: Tensor, units: Tensor) -> Tensor:
+        """Compute the value of example ``rows[i]`` with unit ``units[i]`` alone off, float64."""
+        starts = self._with_all[rows].sub_(self.contributions[rows, units])
+        return self.evaluate(rows, self.finish(rows, starts))
+
+    @cached_property
+    def _with_all(self) -> Tensor:
+        """The consumer's result with every unit on, (examples, features...)."""
+        return self.base + self.contributions.sum(dim=1)
+
     def values_of(self, row: int, masks: Tensor) -> Tensor:
         """Compute the values of some coalitions of one example, (coalitions,).
 

@@ -142,6 +142,30 @@ class Game(ABC):
         found = [self.values(rows[some], flat[some]) for some in self.blocks(numbers)]
         return torch.cat(found).reshape(examples, coalitions)
 
+    def left_out(self) -> tuple[PerUnit, NDArray[np.float64]]:
+        """Compute what is left of the value when one unit alone is off.
+
+        Null players change nothing, so they cost nothing.
+
+        Returns
+        -------
+        (examples, units), the value without each unit; (examples,), the value with all on.
+        """
+        examples = torch.arange(self.examples, device=self.active.device)
+        everything = torch.ones_like(self.active)
+        whole = torch.cat([self.values(some, everything[some]) for some in self.blocks(examples)])
+        values = whole[:, None].repeat(1, self.units)
+        rows, units = self.active.nonzero(as_tuple=True)
+        for some in self.blocks(torch.arange(len(rows), device=rows.device)):
+            values[rows[some], units[some]] = self._values_without(rows[some], units[some])
+        return values.cpu().numpy(), whole.cpu().numpy()
+
+    def _values_without(self, rows: Tensor, units: Tensor) -> Tensor:
+        """Compute the value of example ``rows[i]`` with unit ``units[i]`` alone off, float64."""
+        masks = torch.ones(len(rows), self.units, dtype=torch.bool, device=rows.device)
+        masks[torch.arange(len(rows), device=rows.device), units] = False
+        return self.values(rows, masks)
+
     def power_set(self, row: int) -> Iterator[Tensor]:
         """Yield the values of every coalition of one example's active units, in blocks.
 

@@ -3,8 +3,8 @@
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from dataclasses import dataclass, field, replace
+from functools import partial
 from hashlib import sha256
 from math import prod
 from typing import Any, Literal
@@ -35,7 +35,15 @@ from neurank.observe.hooks import calls_recorded
 from neurank.observe.lowering import in_bfloat16, lowered
 from neurank.observe.masking import MaskedSuffix, masked_suffix, off_tensors
 from neurank.observe.outputs import OutputGame
-from neurank.observe.removal import Removal, off_constants, off_values, unit_view
+from neurank.observe.removal import (
+    Gathered,
+    Removal,
+    gathered,
+    off_constants,
+    off_values,
+    statistic_of,
+    unit_view,
+)
 from neurank.observe.slopes import Slopes, slopes
 from neurank.observe.switchboard import Switchboard, coupled_switchboard, switchboard
 from neurank.observe.value import Value, counted, is_accuracy
@@ -231,10 +239,12 @@ class TracedObserver(Observer):
     ----------
     space : the layers that have units.
     runner : the graph and its weights.
+    memo : what takes a pass over the data for all layers at once, and is kept for the next one.
     """
 
     space: UnitSpace
     runner: Runner
+    memo: dict[tuple[str, str], Any] = field(default_factory=dict, repr=False)
 
     def width(self, layer: str) -> int:
         """Return the number of units of a layer."""
@@ -298,7 +308,9 @@ class TracedObserver(Observer):
         size = min(self._chunk_size(split), most or self.examples.count)
         if way == SUFFIX and split.consumer is not None:
             split = suffix_split(self.space.graph, self._chain(layer))
-        off = off_values(self.removal, split.layer, self.runner, self.examples)
+        off = off_values(
+            self.removal, split.layer, self.runner, self.examples, self._gathered(layer)
+        )
         head = read_head(split, self.runner) if way == COMPILED else None
         suffix, runner = lowered(split.suffix, self.runner)
         if self.precision == "bfloat16":
@@ -322,9 +334,9 @@ class TracedObserver(Observer):
 
     def slopes(self, removal: Removal) -> Mapping[str, Slopes]:
         """Compute d loss / d m of the units of all hidden layers, see `observe.slopes`, once."""
-        known = self._slopes_known
-        if removal not in known:
-            known[removal] = slopes(
+        key = ("slopes", removal)
+        if key not in self.memo:
+            self.memo[key] = slopes(
                 self.space.hidden,
                 self.runner,
                 self.space,
@@ -333,16 +345,31 @@ class TracedObserver(Observer):
                 self.classes,
                 self.memory,
             )
-        return known[removal]
+        found: Mapping[str, Slopes] = self.memo[key]
+        return found
 
-    @cached_property
-    def _slopes_known(self) -> dict[Removal, Mapping[str, Slopes]]:
-        return {}
+    def _gathered(self, layer: str) -> Mapping[str, Gathered]:
+        """Gather what units are replaced by, for all hidden layers at once.
+
+        Medians keep every value, so they are gathered for one layer at a time.
+        """
+        hidden = self.space.hidden
+        if layer not in hidden or statistic_of(self.removal) == "median":
+            layers = (self.space[layer],)
+            return gathered(self.removal, layers, self.runner, self.examples)
+        key = ("gathered", self.removal)
+        if key not in self.memo:
+            layers = tuple(self.space[name] for name in hidden)
+            self.memo[key] = gathered(self.removal, layers, self.runner, self.examples)
+        found: Mapping[str, Gathered] = self.memo[key]
+        return found
 
     def _coupled_plays(self, layer: str, most: int | None) -> Iterator[Callable[[], Game]]:
         """Set up the game of units that are read in several places, chunk by chunk."""
         split = self._masked(layer)
-        off = off_constants(self.removal, (split.layer,), self.runner, self.examples)
+        off = off_constants(
+            self.removal, (split.layer,), self.runner, self.examples, self._gathered(layer)
+        )
         constants = off_tensors(split.layer, off[layer])
         running = Runner(split.graph, {**self.runner.tensors, **constants})
         suffix, running = lowered(split.suffix, running)

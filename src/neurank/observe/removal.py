@@ -111,8 +111,19 @@ def statistic_of(removal: Removal) -> Statistic | None:
     return None
 
 
-def off_values(removal: Removal, layer: Chain, runner: Runner, examples: Examples) -> Tensor:
+def off_values(
+    removal: Removal,
+    layer: Chain,
+    runner: Runner,
+    examples: Examples,
+    found: Mapping[str, "Gathered"] | None = None,
+) -> Tensor:
     """Compute what the consumers of a layer receive for a unit that is off.
+
+    Parameters
+    ----------
+    removal, layer, runner, examples : what is off, and how.
+    found : what `gathered` found for these layers, if it is there already.
 
     Returns
     -------
@@ -125,13 +136,11 @@ def off_values(removal: Removal, layer: Chain, runner: Runner, examples: Example
         shape = unit_view(read, layer.width)[0]
         if removal == "zero":
             return torch.zeros_like(shape)
-        statistic = statistic_of(removal)
-        if statistic is not None and not is_before(removal):
-            place = Place(layer.read, layer.read, layer.width)
-            (found,) = statistics(statistic, (place,), runner, examples).values()
-            constants = found.pooled(range(layer.width))
+        found = found or gathered(removal, (layer,), runner, examples)
+        if statistic_of(removal) is not None and not is_before(removal):
+            constants = found[_chain_place(layer).key].pooled(range(layer.width))
             return constants.to(read.dtype)[:, None].expand_as(shape).contiguous()
-        known = _produced(removal, layer, runner, examples)
+        known = _produced(layer, runner, inputs[:1], found)
         bridge = runner.graph.needed_for((layer.read,), known=known)
         results = runner.run(bridge, known, 1, (layer.read,))
         return unit_view(results[layer.read], layer.width)[0]
@@ -153,10 +162,41 @@ def unit_view(read: Tensor, units: int) -> Tensor:
     return read.reshape(len(read), units, positions)
 
 
-def off_constants(
+def gathered(
     removal: Removal, layers: Sequence[Layer], runner: Runner, examples: Examples
+) -> Mapping[str, "Gathered"]:
+    """Gather the statistics that units of some layers are replaced by; none where there are none.
+
+    All layers take one pass over the data together, but for medians.
+    """
+    statistic = statistic_of(removal)
+    if statistic is None:
+        return {}
+    if is_before(removal):
+        places = tuple(place for layer in layers for place in producer_places(layer))
+    else:
+        chains = (_chain_place(layer) for layer in layers if isinstance(layer, Chain))
+        places = (*chains, *read_places(layers, runner))
+    return statistics(statistic, places, runner, examples)
+
+
+def _chain_place(layer: Chain) -> "Place":
+    return Place(f"units of {layer.read}", layer.read, layer.width)
+
+
+def off_constants(
+    removal: Removal,
+    layers: Sequence[Layer],
+    runner: Runner,
+    examples: Examples,
+    found: Mapping[str, "Gathered"] | None = None,
 ) -> Mapping[str, tuple[Tensor, ...]]:
     """Compute what each read of each layer receives for entries of units that are off.
+
+    Parameters
+    ----------
+    removal, layers, runner, examples : what is off, and how.
+    found : what `gathered` found for these layers, if it is there already.
 
     Returns
     -------
@@ -178,10 +218,9 @@ def off_constants(
             )
             for layer in layers
         }
-    statistic = statistic_of(removal)
-    if statistic is None or is_before(removal):
-        return {layer.name: _left_over(removal, layer, runner, examples) for layer in layers}
-    found = statistics(statistic, read_places(layers, runner), runner, examples)
+    found = found or gathered(removal, layers, runner, examples)
+    if statistic_of(removal) is None or is_before(removal):
+        return {it.name: _left_over(removal, it, runner, examples, found) for it in layers}
     return {layer.name: constants_of(layer, found, runner) for layer in layers}
 
 
@@ -220,10 +259,10 @@ class Place:
     axis: int = 1
 
     def along(self, result: Tensor) -> Tensor:
-        """View a result as (entries, values)."""
+        """View a result as (entries, ...)."""
         if self.units is not None:
-            return unit_view(result, self.units).movedim(1, 0).flatten(1)
-        return result.movedim(self.axis, 0).flatten(1)
+            return unit_view(result, self.units).movedim(1, 0)
+        return result.movedim(self.axis, 0)
 
 
 class Gathered(ABC):
@@ -231,7 +270,7 @@ class Gathered(ABC):
 
     @abstractmethod
     def add(self, along: Tensor) -> None:
-        """Take further values of the entries, (entries, values)."""
+        """Take further values of the entries, (entries, ...)."""
 
     @abstractmethod
     def pooled(self, cells: Iterable[int]) -> Tensor:
@@ -244,9 +283,9 @@ class _Mean(Gathered):
     count: int = 0
 
     def add(self, along: Tensor) -> None:
-        sums = along.sum(dim=1, dtype=torch.float64)
+        sums = along.sum(dim=tuple(range(1, along.ndim)), dtype=torch.float64)
         self.total = sums if self.total is None else self.total + sums
-        self.count += along.shape[1]
+        self.count += along[0].numel()
 
     def pooled(self, cells: Iterable[int]) -> Tensor:
         assert self.total is not None
@@ -264,7 +303,8 @@ class _Extreme(Gathered):
     found: Tensor | None = None
 
     def add(self, along: Tensor) -> None:
-        new = (along.amin if self.reduction == "amin" else along.amax)(dim=1).to(torch.float64)
+        values = along.flatten(1)
+        new = (values.amin if self.reduction == "amin" else values.amax)(dim=1).to(torch.float64)
         both = new if self.found is None else torch.stack([self.found, new])
         if self.found is not None:
             both = both.amin(dim=0) if self.reduction == "amin" else both.amax(dim=0)
@@ -284,7 +324,7 @@ class _Median(Gathered):
     parts: list[Tensor] = field(default_factory=list)
 
     def add(self, along: Tensor) -> None:
-        self.parts.append(along.clone())
+        self.parts.append(along.flatten(1).clone())
 
     def pooled(self, cells: Iterable[int]) -> Tensor:
         values = torch.cat(self.parts, dim=1)
@@ -342,21 +382,17 @@ def producer_places(layer: Layer) -> tuple[Place, ...]:
 
 
 def _produced(
-    removal: Removal, layer: Layer, runner: Runner, examples: Examples, count: int = 1
+    layer: Layer, runner: Runner, inputs: Tensor, found: Mapping[str, Gathered]
 ) -> dict[str, Tensor]:
-    """Make what the layer's operations give with all its units off, for some examples."""
+    """Make what the layer's operations give with all its units off: 0, or the statistic found."""
     places = producer_places(layer)
-    inputs, _ = next(iter(examples))
-    names = tuple(place.tensor for place in places)
-    statistic = statistic_of(removal)
-    found = {} if statistic is None else statistics(statistic, places, runner, examples)
     known = {}
     with torch.inference_mode():
-        for place, like in zip(places, runner.forward(inputs[:count], *names), strict=True):
+        results = runner.forward(inputs, *(place.tensor for place in places))
+        for place, like in zip(places, results, strict=True):
             nothing = torch.zeros_like(like)
-            if statistic is not None:
-                entries = like.shape[place.axis]
-                constants = found[place.key].pooled(range(entries)).to(like.dtype)
+            if found:
+                constants = found[place.key].pooled(range(like.shape[place.axis])).to(like.dtype)
                 nothing += constants.reshape(
                     [-1 if axis == place.axis else 1 for axis in range(like.ndim)]
                 )
@@ -365,7 +401,11 @@ def _produced(
 
 
 def _left_over(
-    removal: Removal, layer: Layer, runner: Runner, examples: Examples
+    removal: Removal,
+    layer: Layer,
+    runner: Runner,
+    examples: Examples,
+    found: Mapping[str, Gathered],
 ) -> tuple[Tensor, ...]:
     """Run the network on a few examples with the layer's own operations giving constants."""
     if any(read.kind == "norm" for read in layer.reads):
@@ -373,15 +413,14 @@ def _left_over(
             f"removal={removal!r} leaves no constant of layer {layer.name!r}: its units are "
             "normalised together with others. Use removal='zero' or 'mean'"
         )
-    count = 2
-    known = _produced(removal, layer, runner, examples, count)
     inputs, _ = next(iter(examples))
+    inputs = inputs[:2]
+    known = {runner.graph.input: inputs, **_produced(layer, runner, inputs, found)}
     names = tuple(dict.fromkeys(read.tensor for read in layer.reads))
-    known[runner.graph.input] = inputs[:count]
     with torch.inference_mode():
         needed = runner.graph.needed_for(names, known=known)
-        found = runner.run(needed, known, len(inputs[:count]), names)
-    return tuple(_constant(found[read.tensor], read, layer, removal) for read in layer.reads)
+        left = runner.run(needed, known, len(inputs), names)
+    return tuple(_constant(left[read.tensor], read, layer, removal) for read in layer.reads)
 
 
 def _constant(found: Tensor, read: UnitRead, layer: Layer, removal: Removal) -> Tensor:

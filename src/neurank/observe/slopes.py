@@ -131,7 +131,7 @@ class Sums:
             where = (tap.key, tap.tensor, tap.axis)
             if self.gathers and where not in gathered:
                 gathered.add(where)
-                self.constants[tap.key].add(value.movedim(tap.axis, 0).flatten(1))
+                self.constants[tap.key].add(value.movedim(tap.axis, 0))
 
     def slopes(self, layer: str, width: int) -> Tensor:
         """Compute d loss / d m of each example and unit of a layer, (examples, units), float64."""

@@ -4,7 +4,7 @@ import platform
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from torch import nn
@@ -15,7 +15,7 @@ from neurank.modes import evaluating, threads_as_torch
 from neurank.observe.door import device_of
 from neurank.observe.examples import Batch
 from neurank.observe.observer import MEMORY, Observer, Precision, observe
-from neurank.observe.removal import check_removal
+from neurank.observe.removal import Removal, check_removal
 from neurank.observe.value import Accuracy, Value
 
 
@@ -25,7 +25,7 @@ def watching(
     data: Iterable[Batch],
     *,
     value: Value | None,
-    removal: Literal["zero", "mean", "parameters"],
+    removal: Removal,
     seed: int,
     device: str | torch.device | None,
     progress: bool,

@@ -4,7 +4,6 @@ import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
-from typing import Literal
 
 import torch
 from torch import nn
@@ -14,6 +13,7 @@ from neurank.files import Json, as_json
 from neurank.journal import open_journal
 from neurank.observe.examples import Batch
 from neurank.observe.observer import MEMORY, Observer, Precision, choose_layers, described
+from neurank.observe.removal import Removal
 from neurank.observe.value import Value, value_name
 from neurank.rankers.method import Method
 from neurank.rankers.opening import versions, watching
@@ -27,7 +27,7 @@ def rank(
     *,
     layers: Sequence[str] | None = None,
     value: Value | None = None,
-    removal: Literal["zero", "mean", "parameters"] = "zero",
+    removal: Removal = "zero",
     seed: int = 0,
     device: str | torch.device | None = None,
     max_memory: int = MEMORY,
@@ -44,14 +44,17 @@ def rank(
     data : batches of (inputs, targets): a `DataLoader`, a split of `neurank.data.load`, a list.
         It must give the same batches at every pass; two passes are compared.
     method : `ExactShapley`, `PermutationShapley`, `PairShapley`, `TruncatedShapley`,
-        `TwoStageShapley`, `ImportanceSwitch`, `WeightNorm`, `RandomScore`.
+        `TwoStageShapley`, `ImportanceSwitch`, `MeanReplacementPenalty`,
+        `MeanReplacementSaliency`, `Taylor`, `WeightNorm`, `RandomScore`.
     layers : dotted module names; None ranks every convolution and linear layer whose units can be
         switched off, but the network's outputs. Layers that cannot be are listed with the reason
         in ``provenance["refused_layers"]``.
     value : what a coalition of units is worth on an example, `(outputs, targets) -> (examples,)`;
         None is `Accuracy()`.
-    removal : what "off" means where the unit's consumers read it: "zero", "mean" (the unit's mean
-        over the data), or "parameters" (its own weights and bias are zero).
+    removal : what "off" means where the unit's consumers read it: "zero"; "mean", "median",
+        "minimum" or "maximum" (that statistic of the unit over the data); the same with "pre-"
+        before it (the statistic of what its own layer gives, before the nonlinearity); or
+        "parameters" (its own weights and bias are zero). Gradients and norms take no notice.
     seed : every random draw follows from it.
     device : where to compute; None is where the model is. The model itself is not moved.
     max_memory : bytes that the contributions or masks of the examples in work may take; fewer
@@ -113,11 +116,12 @@ def rank(
             "versions": versions(),
         }
         with open_journal(journal, _fingerprint(observer, provenance, chosen)) as kept:
+            keeping = replace(observer, journal=kept)  # one for all layers: it recalls slopes
             scored: dict[str, LayerRanking] = {}
             records: dict[str, Json] = {}
             for layer in chosen:
                 started = time.perf_counter()
-                result = method.score(replace(observer, journal=kept), layer)
+                result = method.score(keeping, layer)
                 scored[layer] = result.ranking
                 seconds = round(time.perf_counter() - started, 3)
                 record = {"seconds": seconds, **result.record}

@@ -6,6 +6,7 @@ from types import MappingProxyType
 from neurank.errors import MethodError
 from neurank.rankers.exact_shapley import ExactShapley
 from neurank.rankers.importance_switch import ImportanceSwitch
+from neurank.rankers.mean_replacement import MeanReplacementPenalty
 from neurank.rankers.method import Method
 from neurank.rankers.pair_shapley import PairShapley
 from neurank.rankers.permutation_shapley import PermutationShapley
@@ -25,6 +26,7 @@ METHODS: Mapping[str, type[Method]] = MappingProxyType(
         "switch": ImportanceSwitch,
         "taylor": Taylor,
         "mean-replacement": MeanReplacementSaliency,
+        "mean-replacement-penalty": MeanReplacementPenalty,
         "weight-norm": WeightNorm,
         "random": RandomScore,
     }

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from neurank.observe.observer import Observer
-from neurank.observe.removal import Removal
+from neurank.observe.removal import Position, Removal, Statistic, replacing_by
 from neurank.observe.slopes import Slopes
 from neurank.rankers.method import Scored
 from neurank.ranking import LayerRanking
@@ -38,11 +38,23 @@ class Taylor:
 class MeanReplacementSaliency:
     """How much the loss changes, to first order, when a unit is replaced by its mean.
 
-    ``mean over examples of |sum over places of g (mean - h)|``, with h the unit where it is read,
-    behind its nonlinearity, the mean over examples and places, and g the gradient of the example's
-    cross-entropy there: definition 3.1.2 of the dead-units thesis, at the place where bias
-    propagation makes the replacement exact. All layers take one forward and one backward pass
-    together, after one pass for the means.
+    ``mean over examples of |sum over places of g (mean - h)|``, with h what the unit gives, the
+    mean over examples and places, and g the gradient of the example's cross-entropy there:
+    definition 3.1.2 of the dead-units thesis (Evci, 2018). All layers take one forward and one
+    backward pass together.
+
+    Parameters
+    ----------
+    statistic : what a unit is replaced by: its ``"mean"`` over examples and positions, or its
+        ``"median"``, ``"minimum"`` or ``"maximum"``, which take a pass of their own.
+    at : ``"pre"`` replaces what the unit's own layer gives, before BatchNorm and nonlinearity, as
+        the thesis does; ``"post"`` what its consumers read, where bias propagation
+        (``neurank.condense(..., removal="mean")``) makes the replacement exact.
+
+    Raises
+    ------
+    MethodError
+        If there is no such statistic or position.
 
     Example
     -------
@@ -54,9 +66,15 @@ class MeanReplacementSaliency:
     True
     """
 
+    statistic: Statistic = "mean"
+    at: Position = "pre"
+
+    def __post_init__(self) -> None:
+        replacing_by(self.statistic, self.at)
+
     def score(self, observer: Observer, layer: str) -> Scored:
         """Score every unit of one layer."""
-        return _scored(observer, layer, "mean")
+        return _scored(observer, layer, replacing_by(self.statistic, self.at))
 
 
 def _scored(observer: Observer, layer: str, removal: Removal) -> Scored:

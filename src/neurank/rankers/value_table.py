@@ -4,7 +4,7 @@ import os
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from neurank.errors import FileError, MethodError, UnitError
 from neurank.files import Json, read_tensors, write_tensors
 from neurank.observe.examples import Batch
 from neurank.observe.observer import choose_layers, described
+from neurank.observe.removal import Removal
 from neurank.observe.value import Value, value_name
 from neurank.rankers.draws import share_of_coalitions
 from neurank.rankers.exact_shapley import shapley_of_table
@@ -236,7 +237,7 @@ def value_table(
     layer: str,
     *,
     value: Value | None = None,
-    removal: Literal["zero", "mean", "parameters"] = "zero",
+    removal: Removal = "zero",
     share: float | None = None,
     seed: int = 0,
     device: str | torch.device | None = None,

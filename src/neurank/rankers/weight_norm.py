@@ -17,14 +17,16 @@ Tied = Literal["mean", "sum", "max"]
 class WeightNorm:
     """The p-norm of each unit's incoming weights, ``(sum |w|^p)^(1/p)``, bias left out.
 
-    L1 norms of filters are the criterion of Li et al. (2016). No data is used and no error is
-    promised.
+    L1 norms of filters are the criterion of Li et al. (2016); the dead-units thesis (Evci, 2018,
+    Table 4.1) compares them with squared L2 norms, ``WeightNorm(2, power=2)``. No data is used and
+    no error is promised.
 
     Parameters
     ----------
     p : 1 for the sum of magnitudes, 2 for the Euclidean norm, ``inf`` for the largest; positive.
     tied : how the norms of the rows that are tied to one unit, by a residual sum for example, are
         combined: ``"mean"``, ``"sum"`` or ``"max"``.
+    power : to which the norm is raised; positive.
 
     Example
     -------
@@ -38,10 +40,13 @@ class WeightNorm:
 
     p: float = 1.0
     tied: Tied = "mean"
+    power: float = 1.0
 
     def __post_init__(self) -> None:
         if not self.p > 0:
             raise MethodError(f"p={self.p!r}: a norm needs a positive p, such as 1 or 2")
+        if not self.power > 0:
+            raise MethodError(f"power={self.power!r}: give a positive one, such as 1 or 2")
         if self.tied not in get_args(Tied):
             raise MethodError(f"tied={self.tied!r} is unknown: it is 'mean', 'sum' or 'max'")
 
@@ -51,7 +56,8 @@ class WeightNorm:
         units: list[int] = []
         for rows in observer.weights(layer):
             weight = rows.weight.flatten(1).to(torch.float64)
-            norms.append(torch.linalg.vector_norm(weight, ord=self.p, dim=1).cpu())
+            norm = torch.linalg.vector_norm(weight, ord=self.p, dim=1)
+            norms.append(norm.pow(self.power).cpu())
             units += rows.units
         own = torch.tensor(units)
         scores = torch.zeros(observer.width(layer), dtype=torch.float64)
