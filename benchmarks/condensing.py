@@ -3,7 +3,8 @@
     python -m benchmarks.condensing [--resume] [--parts resnet20 resnet56 ...]
 
 Needs the data and the trained weights that NEURANK_DATA names. Parts are kept in build/benchmarks/
-as they are finished; `python -m benchmarks.condensing_page` writes docs/condensing.md of them.
+as they are finished, those on accuracy ranker by ranker; with --resume only what is missing is
+measured. `python -m benchmarks.condensing_page` writes docs/condensing.md of them.
 
 resnet20, resnet56, squeezenet1_1
     Accuracy without retraining at 10, 20, 30 and 50 % fewer multiply-adds, for every ranker and
@@ -11,7 +12,8 @@ resnet20, resnet56, squeezenet1_1
 lenet
     LeNet on MNIST: after removal, after retraining, and the same size trained from scratch.
 time of resnet20 ...
-    Time at half the multiply-adds, ours and torch-pruning's, repeats interleaved.
+    Time at half the multiply-adds, ours and torch-pruning's, repeats interleaved, and ours where
+    torch-pruning's multiply-adds and its time are the budgets.
 coupling
     What torch-pruning ties together, beside what we do (benchmarks/coupling.py).
 """
@@ -24,7 +26,7 @@ import math
 import os
 import time
 import warnings
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -44,6 +46,7 @@ from neurank.condense.condensed import carried_out
 from neurank.condense.descent import descent
 from neurank.condense.measure import file_size, interleaved, peak_memory
 from neurank.condense.plan import Rules
+from neurank.condense.trials import seconds_of
 from neurank.condense.unit_costs import costs_of
 from neurank.observe.observer import observe
 
@@ -81,16 +84,19 @@ def squeezenet():
 def photographs(part, step):
     """Read every so-many-th photograph of each of the 20 classes."""
     home = folder() / "imagenet20"
-    mean, std = (torch.tensor(numbers)[:, None, None] for numbers in IMAGENET)
-    pictures, labels = [], []
     with (home / "classes.csv").open(encoding="utf-8") as lines:
-        for row in csv.DictReader(lines):
-            for file in sorted((home / part / row["wnid"]).iterdir())[::step]:
-                pixels = torch.from_numpy(np.array(Image.open(file).convert("RGB")))
-                pictures.append((pixels.permute(2, 0, 1) / 255 - mean) / std)
-                labels.append(int(row["imagenet_index"]))
+        by_class = [
+            [(file, int(row["imagenet_index"])) for file in files[::step]]
+            for row in csv.DictReader(lines)
+            for files in [sorted((home / part / row["wnid"]).iterdir())]
+        ]
+    # One of each class after the other, so that the first few are of all classes.
+    files, labels = zip(*(it for turn in zip(*by_class, strict=True) for it in turn), strict=True)
+    mean, std = (torch.tensor(numbers)[:, None, None] for numbers in IMAGENET)
+    pixels = [torch.from_numpy(np.array(Image.open(file).convert("RGB"))) for file in files]
+    pictures = torch.stack([(it.permute(2, 0, 1) / 255 - mean) / std for it in pixels])
     names = tuple(map(str, range(1000)))
-    return nr.data.Split(torch.stack(pictures), torch.tensor(labels), part, 25, names)
+    return nr.data.Split(pictures, torch.tensor(labels), part, 25, names)
 
 
 NETWORKS = {
@@ -98,8 +104,11 @@ NETWORKS = {
     "resnet56": lambda: residual("resnet56", 100, 500),
     "squeezenet1_1": squeezenet,
 }
-SHAPLEY_PICTURES = {"resnet20": 100}
-"""Pictures that permutations are drawn for; the larger networks' units take too long."""
+SHAPLEY_PICTURES = {"resnet20": 100, "resnet56": 20, "squeezenet1_1": 20}
+"""Pictures that permutations are drawn for; the larger networks' units take long."""
+SWITCH = nr.ImportanceSwitch(epochs=5)
+SWITCH_BATCH = 10
+"""Pictures for each step of a switch."""
 
 
 def watched(model, data):
@@ -115,24 +124,41 @@ def watched(model, data):
     )
 
 
-def methods(name):
-    """List the rankers of ours."""
-    found = {
-        "RandomScore": nr.RandomScore(),
-        "WeightNorm": nr.WeightNorm(),
-        "Taylor": nr.Taylor(),
-        "MeanReplacementSaliency": nr.MeanReplacementSaliency(),
-    }
-    if name in SHAPLEY_PICTURES:
-        found["PermutationShapley"] = nr.PermutationShapley()
-    return found
+METHODS = {
+    "RandomScore": nr.RandomScore(),
+    "WeightNorm": nr.WeightNorm(),
+    "Taylor": nr.Taylor(),
+    "MeanReplacementSaliency": nr.MeanReplacementSaliency(),
+    "ImportanceSwitch": SWITCH,
+    "PermutationShapley": nr.PermutationShapley(),
+}
+"""The rankers of ours."""
+
+
+def looked_at(by, name, chosen_on):
+    """Return the pictures that a ranker sees, of those to rank on, in batches as it needs them."""
+    if by == "PermutationShapley":
+        return chosen_on.first(SHAPLEY_PICTURES.get(name, chosen_on.examples))
+    return replace(chosen_on, batch_size=SWITCH_BATCH) if by == "ImportanceSwitch" else chosen_on
 
 
 def ranked(method, seen):
     """Rank all hidden layers."""
-    return nr.Ranking.from_scores(
-        {layer: method.score(seen, layer).ranking.scores for layer in seen.space.hidden}
-    )
+    scored = {layer: method.score(seen, layer).ranking for layer in seen.space.hidden}
+    return nr.Ranking(scored, {"method": type(method).__name__})
+
+
+def sampling_error(ranking):
+    """Set standard errors beside how far the units of a layer lie apart, medians over layers.
+
+    None where the ranker promises no error, or makes none.
+    """
+    layers = [ranking[layer] for layer in ranking]
+    errors = [float(it.stderr.median()) for it in layers]
+    if not np.nan_to_num(errors).any():
+        return None
+    apart = [float(it.scores.std()) for it in layers]
+    return {"stderr": float(np.nanmedian(errors)), "apart": float(np.median(apart))}
 
 
 ACROSS = ("share", "share per cost")
@@ -141,9 +167,7 @@ ACROSS = ("share", "share per cost")
 
 def plans(ranking, seen, across, left_alone):
     """Remove units until each budget is met; share of the multiply-adds that goes to `Plan`."""
-    rules = Rules(
-        {layer: math.ceil(LEAST * ranking[layer].units) for layer in ranking}, 1, left_alone
-    )
+    rules = Rules(narrowest(ranking), 1, left_alone)
     coming = descent(ranking, seen.space, costs_of(seen.space, seen.model), rules, across)
     found = {}
     for fewer in FEWER:
@@ -153,6 +177,11 @@ def plans(ranking, seen, across, left_alone):
                 found[fewer] = coming.plan(coming.up(rungs, bounds), {})
                 break
     return found
+
+
+def narrowest(ranking):
+    """Return the least width of each layer."""
+    return {layer: math.ceil(LEAST * ranking[layer].units) for layer in ranking}
 
 
 COUNTED = "multiply_adds"
@@ -167,33 +196,24 @@ def accuracy(model, data):
     return right / data.examples
 
 
-def sweep(name, keep):
+def sweep(name, keep, kept):
     """Condense one network by every ranker, and let torch-pruning prune it.
 
-    `keep` is handed what is there so far after each.
+    `kept` is what an earlier run left, whose rankers are not measured again; `keep` is handed what
+    is there so far after each.
     """
     model, chosen_on, tested_on = NETWORKS[name]()
+    found = opened(name, model, chosen_on, tested_on, kept)
+    done = {row["by"] for row in found["rows"]}
+    print(name, found["whole"], "measured before:", *sorted(done), flush=True)
     seen = watched(model, chosen_on)
-    few = chosen_on.first(min(SHAPLEY_PICTURES.get(name, 1), chosen_on.examples))
-    found = {
-        "chosen on": chosen_on.examples,
-        "tested on": tested_on.examples,
-        "Shapley on": SHAPLEY_PICTURES.get(name),
-        "whole": {
-            "accuracy": accuracy(model, tested_on),
-            "multiply-adds": multiply_adds_run(model, tested_on.inputs[:1]),
-            "parameters": sum(weight.numel() for weight in model.parameters()),
-        },
-        "rows": [],
-        "seconds": {},
-        "chosen": {},
-    }
-    print(name, found["whole"], flush=True)
-    for by, method in methods(name).items():
+    for by, method in METHODS.items():
+        if by in done:
+            continue
         started = time.perf_counter()
-        watching = watched(model, few) if by == "PermutationShapley" else seen
-        ranking = ranked(method, watching)
+        ranking = ranked(method, watched(model, looked_at(by, name, chosen_on)))
         found["seconds"][by] = time.perf_counter() - started
+        found["errors"][by] = sampling_error(ranking)
         found["chosen"][by], chosen = better(name, ranking, seen, chosen_on)
         for fewer, plan in chosen.items():
             for removal in ("zero", "mean"):
@@ -202,11 +222,30 @@ def sweep(name, keep):
                 found["rows"].append(row)
                 print(row, flush=True)
         keep(found)
-    for by, rows in pruned(model, name, chosen_on, tested_on, found["seconds"]):
+    for by, rows in pruned(model, name, chosen_on, tested_on, found["seconds"], done):
         found["rows"] += rows
         print(by, rows, flush=True)
         keep(found)
-    keep({**found, "complete": True})
+
+
+def opened(name, model, chosen_on, tested_on, kept):
+    """Describe the setting, with the rows that were kept of the same one."""
+    setting = {"chosen on": chosen_on.examples, "tested on": tested_on.examples}
+    same = all(kept.get(what) == number for what, number in setting.items())
+    kept = kept if same else {}
+    return {
+        **setting,
+        "Shapley on": SHAPLEY_PICTURES.get(name),
+        "switch": {"epochs": SWITCH.epochs, "batch": SWITCH_BATCH, "rate": SWITCH.lr},
+        "whole": kept.get("whole")
+        or {
+            "accuracy": accuracy(model, tested_on),
+            "multiply-adds": multiply_adds_run(model, tested_on.inputs[:1]),
+            "parameters": sum(weight.numel() for weight in model.parameters()),
+        },
+        "rows": kept.get("rows", []),
+        **{what: kept.get(what, {}) for what in ("seconds", "errors", "chosen")},
+    }
 
 
 def better(name, ranking, seen, chosen_on):
@@ -243,11 +282,16 @@ PEERS = {
 }
 
 
-def pruned(model, name, chosen_on, tested_on, seconds):
-    """Prune by torch-pruning's own criteria to the same budgets; yield label and rows."""
+def pruned(model, name, chosen_on, tested_on, seconds, done):
+    """Prune by torch-pruning's own criteria to the same budgets; yield label and rows.
+
+    What is in `done` is left out.
+    """
     for by, criterion in PEERS.items():
         for scope, ignored in scopes(model, name).items():
             label = f"{by}, {scope}" if scope else by
+            if label in done:
+                continue
             started = time.perf_counter()
             smaller = torch_pruned(model, criterion(), ignored, chosen_on)
             seconds[label] = time.perf_counter() - started
@@ -353,6 +397,7 @@ def lenet():
         "whole": {"accuracy": accuracy(model, splits.test)},
         "chosen on": chosen_on.examples,
         "epochs": [EPOCHS, AFTERWARDS],
+        "switch epochs": SWITCH.epochs,
         "from scratch": {},
         "rows": [],
     }
@@ -361,22 +406,20 @@ def lenet():
         brief = {"epochs": epochs, "lr": rate, "batch_size": 50, "progress": False}
         nr.fit(anew, splits.train, splits.validation, **brief)
         found["from scratch"][str(epochs)] = accuracy(anew.eval(), splits.test)
-    for by, method in {**methods("lenet"), "PermutationShapley": nr.PermutationShapley()}.items():
-        ranking = nr.rank(model, chosen_on, method, progress=False)
+    for by, method in METHODS.items():
+        pictures = looked_at(by, "lenet", chosen_on)
+        ranking = nr.rank(model, pictures, method, progress=False)
         for removal in ("zero", "mean"):
             plan = nr.plan(ranking, keep=WIDTHS)
             small = nr.condense(model, plan, chosen_on, removal=removal, progress=False)
             removed = accuracy(small.model.eval(), splits.test)
-            if removal == "mean":
-                brief = {"epochs": AFTERWARDS, "lr": RATE, "batch_size": 50, "progress": False}
-                nr.retrain(small.model, splits, **brief)
+            brief = {"epochs": AFTERWARDS, "lr": RATE, "batch_size": 50, "progress": False}
+            nr.retrain(small.model, splits, **brief)
             row = {
                 "by": by,
                 "removal": removal,
                 "removed": removed,
-                "retrained": accuracy(small.model.eval(), splits.test)
-                if removal == "mean"
-                else None,
+                "retrained": accuracy(small.model.eval(), splits.test),
                 "multiply-adds": small.report.multiply_adds[1],
                 "parameters": small.report.parameters[1],
             }
@@ -387,31 +430,49 @@ def lenet():
 
 def latency(load, name, scope, large):
     """Time networks of half the multiply-adds, ours and torch-pruning's, and the whole one."""
-    model, chosen_on, _ = load()
+    model, chosen_on, tested_on = load()
     seen = watched(model, chosen_on.first(4))
     rest = ("conv1",) if scope else ()
     ranking = ranked(nr.WeightNorm(), seen)
     plan = plans(ranking, seen, "share per cost", rest)[0.5]
-    ours = carried_out(plan, seen, "zero")
     left_alone = ("classifier.6",) if name == "vgg16" else scopes(model, name)[scope]
     criterion = torch_pruning.importance.MagnitudeImportance()
     peer = torch_pruned(model, criterion, left_alone, chosen_on)[0.5].eval()
-    whole, left = ours.report.multiply_adds
-    alike = carried_out(of_its_widths(peer, ranking, rest), seen, "zero")
-    counted = {
-        "whole": whole,
-        "neurank": left,
-        "neurank, its widths": alike.report.multiply_adds[1],
-        "torch-pruning": multiply_adds_run(peer, chosen_on.inputs[:1]),
-    }
+    few = replace(chosen_on.first(large), batch_size=large)
+    quick = within_both(ranking, model, few, rest, peer)
     models = {
         "whole": model,
-        "neurank": ours.model,
-        "neurank, its widths": alike.model,
+        "neurank": carried_out(plan, seen, "zero").model,
+        "neurank, both budgets": carried_out(quick, seen, "zero").model,
+        "neurank, its widths": carried_out(of_its_widths(peer, ranking, rest), seen, "zero").model,
         "torch-pruning": peer,
     }
-    found = timed(models, chosen_on.inputs, (1, large))
-    return {"multiply-adds": counted, **found}
+    print(name, quick.source["budget"], flush=True)
+    return {
+        "tested on": tested_on.examples,
+        "accuracy": {label: accuracy(it, tested_on) for label, it in models.items()},
+        "budgets": quick.source["budget"],
+        BUDGETS_BATCH: large,
+        **timed(models, chosen_on.inputs, (1, large)),
+    }
+
+
+def within_both(ranking, model, few, left_alone, peer):
+    """Plan for no more multiply-adds than torch-pruning left, and no more time than they take.
+
+    The time is measured as `neurank.plan` measures it, for the pictures given.
+    """
+    return nr.plan(
+        ranking,
+        max_macs=multiply_adds_run(peer, few.inputs[:1]),
+        max_latency=seconds_of(peer, few.inputs),
+        model=model,
+        data=few,
+        across="share per cost",
+        min_width=narrowest(ranking),
+        ignored=left_alone,
+        progress=False,
+    )
 
 
 def of_its_widths(peer, ranking, left_alone):
@@ -460,6 +521,8 @@ def vgg16():
     return model, splits.validation.first(250), splits.test.first(1000)
 
 
+BUDGETS_BATCH = "batch of the budgets"
+
 TIMED = {
     "time of resnet20": (NETWORKS["resnet20"], "resnet20", "inner layers", 16),
     "time of squeezenet1_1": (squeezenet, "squeezenet1_1", "", 4),
@@ -476,15 +539,15 @@ def main():
     options = parser.parse_args()
     KEPT.parent.mkdir(parents=True, exist_ok=True)
     for part in options.parts:
-        kept = read().get(part, {})
-        if options.resume and kept and kept.get("complete", part not in NETWORKS):
+        kept = read().get(part, {}) if options.resume else {}
+        if kept and part not in NETWORKS:
             continue
 
         def keep(found, part=part):
-            KEPT.write_text(json.dumps({**read(), part: found}, indent=1))
+            write({**read(), part: found})
 
         if part in NETWORKS:
-            sweep(part, keep)
+            sweep(part, keep, kept)
         elif part in TIMED:
             keep(latency(*TIMED[part]))
         else:
@@ -497,7 +560,14 @@ def keep_machine():
     machine = this_machine()
     said = asdict(machine) | {"in_words": machine.in_words}
     said["versions"]["torch-pruning"] = version("torch-pruning")
-    KEPT.write_text(json.dumps({**read(), "machine": said}, indent=1))
+    write({**read(), "machine": said})
+
+
+def write(found):
+    """Keep what is there so far; whoever interrupts it leaves what was there before."""
+    unfinished = KEPT.with_suffix(".part")
+    unfinished.write_text(json.dumps(found, indent=1))
+    unfinished.replace(KEPT)
 
 
 def read():

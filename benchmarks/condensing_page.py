@@ -4,11 +4,13 @@ python -m benchmarks.condensing_page
 """
 
 import json
+import math
 from collections import defaultdict
 from pathlib import Path
 
-from benchmarks.condensing import KEPT, NETWORKS
+from benchmarks.condensing import BUDGETS_BATCH, KEPT, NETWORKS
 from benchmarks.coupling import ELSE, EXPLAINED, FAILS, NO_GROUP, SAME
+from matplotlib.figure import Figure
 
 from neurank.report.condensation import accuracy_curves
 
@@ -22,6 +24,17 @@ DATA = {
     "tested on {tested} validation photographs, every fifth, among all 1,000 classes",
 }
 DATA["resnet56"] = DATA["resnet20"]
+DRAWN = {
+    "RandomScore": ("#888888", ":"),
+    "WeightNorm": ("#33415c", "-"),
+    "Taylor": ("#edae49", "-"),
+    "MeanReplacementSaliency": ("#66a182", "-"),
+    "ImportanceSwitch": ("#8d6a9f", "-"),
+    "PermutationShapley": ("#d1495b", "-"),
+    "torch-pruning magnitude": ("#33415c", "--"),
+    "torch-pruning Taylor": ("#edae49", "--"),
+}
+"""Colour and line of each ranker; alike criteria have like colours."""
 
 
 def page(found):
@@ -105,27 +118,27 @@ def preface():
         "Units go one after another, whatever their layer, until the budget holds. How scores of "
         'different layers are compared (`"share"` or `"share per cost"`, see `neurank.plan`), and '
         "whether the residual stream is left alone, is what serves best at 30 % on the pictures "
-        "that were ranked on. At least a tenth of each layer stays. torch-pruning prunes in up to "
-        "40 steps with its own criteria, all layers ranked together, and is shown where it first "
+        "that were ranked on; where they serve alike it is `share` and all layers. At least a tenth "
+        "of each layer stays. torch-pruning prunes in up to 40 steps with its own criteria, all layers ranked together, and is shown where it first "
         "meets the budget, which may be beyond it (at so many %); of residual networks it is given "
         "the inner layers of the blocks, too, "
         "since it ties the channels of a zero-padded shortcut without their shift. `mean`: what a "
         "removed unit gave on average stays, as a constant; the kernels of one channel that hold "
-        "it in front of padding are not counted among the multiply-adds.",
+        "it in front of padding are not counted among the multiply-adds. In the pictures "
+        "torch-pruning's curves, broken lines, are of inner layers where blocks are residual, and "
+        "the same on both sides: it knows no means.",
     ]
 
 
 def sweep(name, found):
     """Give one network's table and curves."""
     setting = DATA[name].format(chosen=f"{found['chosen on']:,}", tested=f"{found['tested on']:,}")
-    shapley = found.get("Shapley on")
-    some = f"; PermutationShapley with one pass over {shapley} of them" if shapley else ""
     whole = found["whole"]
     budgets = sorted({row["fewer"] for row in found["rows"]})
     lines = [
         f"### {NAMES[name]}",
         "",
-        f"{setting}{some}. The whole network: {100 * whole['accuracy']:.1f} %, "
+        f"{setting}{few_looked_at(found)}. The whole network: {100 * whole['accuracy']:.1f} %, "
         f"{whole['multiply-adds']:,} multiply-adds, {whole['parameters']:,} parameters.",
         "",
         f"![accuracy over multiply-adds of {NAMES[name]}](images/condensing_{name}.png)",
@@ -153,6 +166,28 @@ def sweep(name, found):
     return lines
 
 
+def few_looked_at(found):
+    """Say what the rankers saw that do not see all pictures, or see them in steps."""
+    said = ""
+    rankers = {row["by"] for row in found["rows"]}
+    if "ImportanceSwitch" in rankers:
+        switch = found["switch"]
+        steps = switch["epochs"] * math.ceil(found["chosen on"] / switch["batch"])
+        said += (
+            f"; ImportanceSwitch for {switch['epochs']} epochs, {steps} steps with "
+            f"{switch['batch']} pictures each, for every layer"
+        )
+    if "PermutationShapley" in rankers:
+        said += f"; PermutationShapley with one pass over {found['Shapley on']} of them"
+        error = found.get("errors", {}).get("PermutationShapley")
+        if error:
+            said += (
+                f" (standard error of a unit's value {error['stderr']:.4f}, standard deviation of "
+                f"the values of a layer's units {error['apart']:.4f}, medians over layers)"
+            )
+    return said
+
+
 def grouped(rows):
     """Group rows: (ranker, removal) to budget to (accuracy, multiply-adds left)."""
     found = {}
@@ -162,17 +197,36 @@ def grouped(rows):
     return found
 
 
-def curves(found):
-    """Return the curves of one network: of ours those by means, of torch-pruning's the inner."""
+def curves(found, removal):
+    """Return the curves of one network: ours by one removal, torch-pruning's of inner layers."""
     whole = found["whole"]["multiply-adds"]
     chosen = {}
     for row in found["rows"]:
         ours = not row["by"].startswith("torch-pruning")
-        if (ours and row["removal"] == "mean") or (not ours and "all layers" not in row["by"]):
-            label = f"{row['by']}, means" if ours else row["by"]
-            point = (1 - row["multiply-adds"] / whole, row["accuracy"])
-            chosen.setdefault(label, []).append(point)
+        if "all layers" in row["by"] or (ours and row["removal"] != removal):
+            continue
+        point = (1 - row["multiply-adds"] / whole, row["accuracy"])
+        chosen.setdefault(row["by"].partition(",")[0], []).append(point)
     return chosen
+
+
+def picture(name, found):
+    """Draw the curves of one network, removed units as zeros on the left, as means on the right."""
+    figure = Figure(figsize=(8.4, 3.9), dpi=110)
+    figure.set_layout_engine("constrained")
+    both = figure.subplots(1, 2, sharey=True)
+    for axes, removal in zip(both, ("zero", "mean"), strict=True):
+        accuracy_curves(curves(found, removal), found["whole"]["accuracy"], ax=axes)
+        for line in axes.lines:
+            colour, dashes = DRAWN[line.get_label()]
+            line.set(color=colour, linestyle=dashes)
+        axes.get_legend().remove()
+        axes.set_title(f"removed units are: {removal}", fontsize=9)
+    both[1].set_ylabel("")
+    figure.suptitle(f"{NAMES[name]}, not retrained", fontsize=10)
+    figure.legend(*both[0].get_legend_handles_labels(), loc="outside lower center", ncols=4,
+                  fontsize=8, frameon=False)  # fmt: skip
+    return figure
 
 
 def lenet(found):
@@ -187,32 +241,37 @@ def lenet(found):
         f"paper's 5-7-45-20 by {found['chosen on']:,} validation pictures, then retrained for "
         f"{more} epoch{'s' * (more > 1)}. A network of that size trained from scratch: "
         + ", ".join(f"{100 * right:.2f} % after {it}" for it, right in sorted(scratch.items()))
-        + " epochs. One run each; differences below 0.1 points say nothing.",
+        + " epochs. ImportanceSwitch was trained for "
+        f"{found['switch epochs']} epochs. One run each, all accuracies on the same test pictures; "
+        "differences below 0.1 points say nothing.",
         "",
         "| ranked by | removed units are | after removal | after retraining |",
         "|---|---|---:|---:|",
     ]
     for row in found["rows"]:
-        again = "" if row["retrained"] is None else f"{100 * row['retrained']:.2f} %"
-        lines.append(f"| {row['by']} | {row['removal']} | {100 * row['removed']:.2f} % | {again} |")
+        removed, retrained = (f"{100 * row[it]:.2f} %" for it in ("removed", "retrained"))
+        lines.append(f"| {row['by']} | {row['removal']} | {removed} | {retrained} |")
     return lines
 
 
 def times(found):
-    """Set multiply-adds beside time."""
+    """Set multiply-adds beside time, and beside the accuracy that is left."""
+    pictures = ", ".join(f"{NAMES[name]} {it['tested on']:,}" for name, it in found.items())
     lines = [
         "## Do fewer multiply-adds take less time?",
         "",
         "Half the multiply-adds by norms of weights, ours and torch-pruning's (its inner layers, "
-        "where blocks are residual); one thread, repeats of all networks interleaved in one "
-        "process, medians with quartiles. `its widths`: as many units of each layer as "
-        "torch-pruning left. Seconds are those of the process itself, since other "
-        "work ran beside it. Ratios are to the whole network: below the ratio of multiply-adds "
-        "nothing can be expected.",
+        "where blocks are residual), removed units as zeros; one thread, repeats of all networks "
+        "interleaved in one process, medians with quartiles. `both budgets`: `neurank.plan` with "
+        "`max_macs`, as many as torch-pruning left, and `max_latency`, what its network took for "
+        "the larger batch. `its widths`: as many units of each layer as torch-pruning left. "
+        "Seconds are those of the process itself, since other work ran beside it. Ratios are to "
+        "the whole network: below the ratio of multiply-adds nothing can be expected. Accuracy is "
+        f"without retraining, on test pictures: {pictures}.",
         "",
-        "| network | batch | which | multiply-adds | ratio | milliseconds | ratio | file, bytes "
-        "| memory of one example, bytes |",
-        "|---|---:|---|---:|---:|---:|---:|---:|---:|",
+        "| network | batch | which | multiply-adds | ratio | milliseconds | ratio | accuracy "
+        "| file, bytes | memory of one example, bytes |",
+        "|---|---:|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     slower = []
     for name, it in found.items():
@@ -225,16 +284,16 @@ def times(found):
                     f"| {NAMES[name]} | {size} | {label}{rewritten} | {counted[label]:,} "
                     f"| {counted[label] / counted['whole']:.2f} | {1e3 * spent['median']:.2f} "
                     f"({1e3 * spent['lower']:.2f} to {1e3 * spent['upper']:.2f}) "
-                    f"| {spent['median'] / whole:.2f} | {it['file'][label]:,} "
-                    f"| {it['memory'][label]:,} |"
+                    f"| {spent['median'] / whole:.2f} | {100 * it['accuracy'][label]:.1f} % "
+                    f"| {it['file'][label]:,} | {it['memory'][label]:,} |"
                 )
             ratios = [
-                by[label]["median"] / by["torch-pruning"]["median"]
-                for label in ("neurank", "neurank, its widths")
-                if label in by
+                f"{label.partition(', ')[2]} {by[label]['median'] / peer:.2f}".strip()
+                for peer in [by["torch-pruning"]["median"]]
+                for label in by
+                if label.startswith("neurank")
             ]
-            said = ", at its widths ".join(f"{ratio:.2f}" for ratio in ratios)
-            slower.append(f"{NAMES[name]} at batch {size}: {said}")
+            slower.append(f"{NAMES[name]} at batch {size}: {', '.join(ratios)}")
     return [
         *lines,
         "",
@@ -244,6 +303,31 @@ def times(found):
         "and no multiply-adds. Where a criterion removes nearly all channels of the first layers, "
         "as torch-pruning's magnitudes do in SqueezeNet, time falls "
         "further. At torch-pruning's own widths the shapes are the same.",
+        "",
+        *within_both(found),
+    ]
+
+
+def within_both(found):
+    """Say what the plans with two budgets took."""
+    said = []
+    for name, it in found.items():
+        counted, budgets = it["multiply-adds"], it["budgets"]
+        left = counted["neurank, both budgets"]
+        _, seconds = budgets["latency"]["seconds"]
+        said.append(
+            f"{NAMES[name]}, allowed {budgets['max_macs']:,} multiply-adds and "
+            f"{1e3 * budgets['max_latency']:.1f} ms for {it[BUDGETS_BATCH]} pictures, came to "
+            f"{left:,} multiply-adds, {100 * left / counted['whole']:.0f} % of the whole, and "
+            f"{1e3 * seconds:.1f} ms"
+        )
+    return [
+        f"With both budgets: {'; '.join(said)}. These are the planner's own measurements, by the "
+        "clock on the wall, which other work slows. Once the multiply-adds are within their "
+        "budget the planner goes on removing what is worth least for the multiply-adds it saves, "
+        "until the time holds; it has no measure of the time that a single unit takes, so where "
+        "the time goes elsewhere than the multiply-adds, many more of these go than the time "
+        "asks for.",
     ]
 
 
@@ -253,9 +337,7 @@ def main():
     images.mkdir(parents=True, exist_ok=True)
     for name in NETWORKS:
         if name in found:
-            axes = accuracy_curves(curves(found[name]), found[name]["whole"]["accuracy"])
-            axes.set_title(f"{NAMES[name]}, not retrained", fontsize=10)
-            axes.figure.savefig(images / f"condensing_{name}.png")
+            picture(name, found[name]).savefig(images / f"condensing_{name}.png")
     (DOCS / "condensing.md").write_text("\n".join(page(found)).rstrip() + "\n", encoding="utf-8")
 
 
