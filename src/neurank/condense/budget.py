@@ -8,8 +8,9 @@ from math import floor
 import torch
 from torch import nn
 
-from neurank.condense.descent import ACROSS, Descent, Rungs, descent
-from neurank.condense.plan import Across, Budgets, Plan, Rules
+from neurank.condense.descent import ACROSS, Across, Descent, Rungs, descent
+from neurank.condense.kept import Plan
+from neurank.condense.limits import Budgets, Rules
 from neurank.condense.trials import (
     MaskedAccuracy,
     farthest,

@@ -16,8 +16,8 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from neurank.condense.kept import Plan
 from neurank.condense.narrowed import beside, reduced_name, removed_name
-from neurank.condense.plan import Plan
 from neurank.condense.surgery import bias_of, cut_layers
 from neurank.errors import CondenseError, MethodError
 from neurank.observe.execution import Runner

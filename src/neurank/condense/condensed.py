@@ -14,8 +14,8 @@ from neurank.condense.carry import Carried, carry_over
 from neurank.condense.compensate import Border, Compensation, check_border, compensation
 from neurank.condense.costs import Report, multiply_adds_of, parameters
 from neurank.condense.export import to_onnx
+from neurank.condense.kept import Plan
 from neurank.condense.narrowed import Narrowing, groups_left, narrowed_graph
-from neurank.condense.plan import Plan
 from neurank.condense.rewritten import Rewritten, check_training, runs_as_it_is
 from neurank.condense.saved import Origin, Saved
 from neurank.condense.surgery import (

@@ -4,11 +4,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from neurank.condense.plan import Across, Plan, Rules, best_units
+from neurank.condense.choosing import best_units
+from neurank.condense.kept import Plan
+from neurank.condense.limits import Rules
 from neurank.condense.unit_costs import Costs, Integers
 from neurank.errors import PlanError
 from neurank.files import Json
@@ -16,6 +19,9 @@ from neurank.ranking import Ranking
 from neurank.units.space import UnitSpace
 
 Reals = NDArray[np.float64]
+
+Across = Literal["share", "score", "rank", "share per cost", "score per cost"]
+"""How the scores of different layers are compared, see `neurank.condense.plan.plan`."""
 
 ACROSS: Mapping[Across, tuple[str, bool]] = {
     "score": ("score", False),

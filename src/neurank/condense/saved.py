@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from neurank.condense.costs import Report
-from neurank.condense.plan import Plan
+from neurank.condense.kept import Plan
 from neurank.condense.verify import Check
 from neurank.errors import FileError, NeurankError
 from neurank.files import Json, read_tensors, write_tensors

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from neurank.condense.kept import Plan
 from neurank.condense.parts import PARTS
-from neurank.condense.plan import Plan
 from neurank.errors import CondenseError, PlanError
 from neurank.units.graph import Operation, Weight
 from neurank.units.space import Layer, UnitSpace

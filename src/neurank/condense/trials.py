@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from neurank.condense.condensed import carried_out
-from neurank.condense.plan import Plan
+from neurank.condense.kept import Plan
 from neurank.modes import evaluating
 from neurank.observe.examples import Batch
 from neurank.observe.execution import Runner

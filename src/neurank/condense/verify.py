@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from neurank.condense.plan import Plan
+from neurank.condense.kept import Plan
 from neurank.condense.surgery import cut_layers
 from neurank.errors import CondenseError
 from neurank.modes import evaluating
