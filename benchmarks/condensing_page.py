@@ -34,7 +34,7 @@ DRAWN = {
     "torch-pruning magnitude": ("#33415c", "--"),
     "torch-pruning Taylor": ("#edae49", "--"),
 }
-"""Colour and line of each ranker; alike criteria have like colours."""
+"""Colour and line of each ranker, in the order of tables; alike criteria have like colours."""
 
 
 def page(found):
@@ -118,8 +118,9 @@ def preface():
         "Units go one after another, whatever their layer, until the budget holds. How scores of "
         'different layers are compared (`"share"` or `"share per cost"`, see `neurank.plan`), and '
         "whether the residual stream is left alone, is what serves best at 30 % on the pictures "
-        "that were ranked on; where they serve alike it is `share` and all layers. At least a tenth "
-        "of each layer stays. torch-pruning prunes in up to 40 steps with its own criteria, all layers ranked together, and is shown where it first "
+        "that were ranked on; where they serve alike it is `share` and all layers. At least a "
+        "tenth of each layer stays. torch-pruning prunes in up to 40 steps with its own criteria, "
+        "all layers ranked together, and is shown where it first "
         "meets the budget, which may be beyond it (at so many %); of residual networks it is given "
         "the inner layers of the blocks, too, "
         "since it ties the channels of a zero-padded shortcut without their shift. `mean`: what a "
@@ -188,10 +189,20 @@ def few_looked_at(found):
     return said
 
 
+def in_order(rows):
+    """Sort rows by ranker, in whatever order they were measured."""
+    return sorted(rows, key=lambda row: list(DRAWN).index(ranker(row)))
+
+
+def ranker(row):
+    """Name the ranker or criterion of a row, without the layers that it was given."""
+    return row["by"].partition(",")[0]
+
+
 def grouped(rows):
     """Group rows: (ranker, removal) to budget to (accuracy, multiply-adds left)."""
     found = {}
-    for row in rows:
+    for row in in_order(rows):
         points = found.setdefault((row["by"], row["removal"]), {})
         points[row["fewer"]] = row["accuracy"], row["multiply-adds"]
     return found
@@ -201,12 +212,12 @@ def curves(found, removal):
     """Return the curves of one network: ours by one removal, torch-pruning's of inner layers."""
     whole = found["whole"]["multiply-adds"]
     chosen = {}
-    for row in found["rows"]:
+    for row in in_order(found["rows"]):
         ours = not row["by"].startswith("torch-pruning")
         if "all layers" in row["by"] or (ours and row["removal"] != removal):
             continue
         point = (1 - row["multiply-adds"] / whole, row["accuracy"])
-        chosen.setdefault(row["by"].partition(",")[0], []).append(point)
+        chosen.setdefault(ranker(row), []).append(point)
     return chosen
 
 
