@@ -27,7 +27,7 @@ def copied(model):
 
 
 def loss_changes(model, batches, moves, loss=cross_entropy):
-    """One forward pass over all data for every weight."""
+    """One forward pass over all data for every weight that moves."""
     model = copied(model)
     parameters = dict(model.named_parameters())
     found = {}
@@ -36,7 +36,7 @@ def loss_changes(model, batches, moves, loss=cross_entropy):
         for name, move in moves.items():
             flat = parameters[name].data.view(-1)
             changes = torch.zeros(len(flat), dtype=torch.float64)
-            for index in range(len(flat)):
+            for index in move.reshape(-1).nonzero()[:, 0].tolist():
                 kept = flat[index].clone()
                 flat[index] += move.reshape(-1)[index]
                 changes[index] = mean_loss(model, batches, loss) - before

@@ -15,7 +15,7 @@ from math import prod
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from neurank.errors import ModelError
@@ -30,6 +30,7 @@ from neurank.observe.weight_places import (
     RERUN,
     Place,
     place_of,
+    rerun_place,
 )
 from neurank.progress import reporting
 from neurank.text import legible
@@ -75,16 +76,33 @@ def loss_changes(watched: WeightLoss, moves: Tensors) -> LossChanges:
     try:
         inputs, _ = next(iter(watched.examples))
         graph = trace(watched.model, inputs.to(device_of(watched.model)))
-        running = _in_double(runner(graph, watched.model, watched.examples.device))
+        running = _in_double(runner(graph, watched.model, watched.examples.device), watched.model)
         check_trace(watched.model, _Widening(**vars(running)), watched.examples)
     except ModelError:
         return _by_full_forwards(watched, moves)
     found, ways = {}, {}
     for name, move in moves.items():
-        work = _Work(watched, running, place_of(name, running.graph), move.to(torch.float64))
+        place = _place(name, running, inputs)
+        work = _Work(watched, running, place, move.to(torch.float64))
         found[name] = work.changes().reshape(move.shape).cpu()
         ways[name] = work.place.way
     return LossChanges(found, ways)
+
+
+def _place(weight: str, running: Runner, inputs: Tensor) -> Place:
+    """Find where a weight is read; what is picked example by example must have one row for each.
+
+    A shape alone does not tell: windows or heads may have joined the examples on the first axis.
+    """
+    place = place_of(weight, running.graph)
+    if place.layer is None:
+        return place
+    names = {place.before, place.layer.name, place.start, *place.side} - {running.graph.input}
+    some = _double(inputs[:2])
+    with torch.no_grad():
+        results = running.forward(some, *names)
+    one_row_each = all(len(result) == len(some) for result in results)
+    return place if one_row_each else rerun_place(weight, running.graph)
 
 
 @dataclass(frozen=True)
@@ -242,6 +260,8 @@ class _Work:
             some = slice(first, first + size)
             added = move[some, None, None] * group[some]  # (some, examples, positions)
             for pairs in self._moving(added, before, read, channel):
+                if not len(pairs.weights):
+                    continue
                 outputs = channel.outputs(chunk, pairs)
                 losses = self._losses(outputs, chunk.targets[pairs.examples])
                 differences = losses - chunk.losses[pairs.examples]
@@ -400,10 +420,15 @@ class _Widening(Runner):
         return super().forward(_double(inputs), *names)
 
 
-def _in_double(running: Runner) -> Runner:
-    """Return the same network in float64."""
+def _in_double(running: Runner, model: nn.Module) -> Runner:
+    """Return the same network in float64, in which a tied weight has its first name only."""
+    first: dict[int, str] = {}
+    named = model.named_parameters(remove_duplicate=False)
+    names = {name: first.setdefault(id(parameter), name) for name, parameter in named}
 
     def widened(leaf: Any) -> Any:
+        if isinstance(leaf, Weight):
+            return Weight(names.get(leaf.name, leaf.name))
         return torch.float64 if leaf is torch.float32 else leaf
 
     operations = tuple(

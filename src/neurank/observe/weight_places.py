@@ -99,6 +99,11 @@ def place_of(weight: str, graph: Graph) -> Place:
         below = _suffix(graph, layer.name)
         if _examples_first(graph, below[1]):
             return Place(weight, SUFFIX, layer, axis, (), None, layer.name, *below)
+    return rerun_place(weight, graph)
+
+
+def rerun_place(weight: str, graph: Graph) -> Place:
+    """Run all that depends on the weight again: right for any weight, and once for each."""
     return Place(weight, RERUN, None, 1, (), None, "", *_affected(graph, weight))
 
 
