@@ -26,6 +26,9 @@ from neurank.rankers.value_table import ValueTable, value_table
 from neurank.rankers.weight_norm import WeightNorm
 from neurank.ranking import LayerRanking, Ranking
 from neurank.training import error_rate, fit
+from neurank.watch.logs import ParquetLog, TensorBoardLog
+from neurank.watch.states import Thresholds, Vitals
+from neurank.watch.watching import Watching, vitals, watch
 
 __all__ = [
     "Accuracy",
@@ -39,6 +42,7 @@ __all__ = [
     "MeanReplacementSaliency",
     "NegativeLoss",
     "PairShapley",
+    "ParquetLog",
     "PermutationShapley",
     "Plan",
     "RandomScore",
@@ -48,10 +52,14 @@ __all__ = [
     "Smallest",
     "StderrBelow",
     "Taylor",
+    "TensorBoardLog",
+    "Thresholds",
     "TopCertain",
     "TruncatedShapley",
     "TwoStageShapley",
     "ValueTable",
+    "Vitals",
+    "Watching",
     "WeightNorm",
     "combine",
     "compare",
@@ -66,5 +74,7 @@ __all__ = [
     "retrain",
     "smallest",
     "value_table",
+    "vitals",
+    "watch",
     "zoo",
 ]

@@ -355,8 +355,7 @@ class TracedObserver(Observer):
         """
         hidden = self.space.hidden
         if layer not in hidden or statistic_of(self.removal) == "median":
-            layers = (self.space[layer],)
-            return gathered(self.removal, layers, self.runner, self.examples)
+            return gathered(self.removal, (self.space[layer],), self.runner, self.examples)
         key = ("gathered", self.removal)
         if key not in self.memo:
             layers = tuple(self.space[name] for name in hidden)

@@ -102,12 +102,14 @@ class Seen:
     losses : (examples,), the cross-entropy.
     values : by name of a tap's result, what was there.
     gradients : the gradient of each example's own loss there.
+    others : further results, by name.
     """
 
     targets: Tensor
     losses: Tensor
     values: Mapping[str, Tensor]
     gradients: Mapping[str, Tensor]
+    others: Mapping[str, Tensor]
 
 
 def tapped(
@@ -209,8 +211,10 @@ def _before(graph: Graph, taps: Sequence[Tap]) -> Graph:
     return replace(graph, operations=tuple(operations))
 
 
-def seen(tapping: Tapped, examples: Examples, memory: int) -> Iterator[Seen]:
-    """Run forward and back, piece by piece of the data.
+def seen(
+    tapping: Tapped, examples: Examples, memory: int, also: Sequence[str] = ()
+) -> Iterator[Seen]:
+    """Run forward and back, piece by piece of the data; `also` names further results to look at.
 
     Raises
     ------
@@ -218,14 +222,14 @@ def seen(tapping: Tapped, examples: Examples, memory: int) -> Iterator[Seen]:
         If a loss or a gradient is NaN or infinite.
     """
     for inputs, targets in _pieces(examples, tapping.runner, memory):
-        yield _seen(tapping, inputs, targets)
+        yield _seen(tapping, inputs, targets, also)
 
 
-def _seen(tapping: Tapped, inputs: Tensor, targets: Tensor) -> Seen:
+def _seen(tapping: Tapped, inputs: Tensor, targets: Tensor, also: Sequence[str]) -> Seen:
     runner, names = tapping.runner, tapping.names
     graph = runner.graph
     with torch.enable_grad():
-        wanted = (graph.output, *names)
+        wanted = (graph.output, *names, *also)
         needed = graph.needed_for(wanted)
         results = runner.run(needed, {graph.input: inputs}, len(inputs), wanted)
         losses = functional.cross_entropy(results[graph.output], targets, reduction="none")
@@ -240,7 +244,8 @@ def _seen(tapping: Tapped, inputs: Tensor, targets: Tensor) -> Seen:
             found[name], f"the gradient of the loss with respect to the units of layer {layer!r} is"
         )
     values = {name: value.detach() for name, value in zip(names, at, strict=True)}
-    return Seen(targets, losses.detach(), values, found)
+    others = {name: results[name].detach() for name in also}
+    return Seen(targets, losses.detach(), values, found, others)
 
 
 def _check_finite(numbers: Tensor, what: str) -> None:
