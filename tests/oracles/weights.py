@@ -3,6 +3,7 @@
 Everything is done on a copy of the model, by plain PyTorch.
 """
 
+import warnings
 from copy import deepcopy
 
 import torch
@@ -90,6 +91,7 @@ def times_hessian(model, batches, vector, loss=cross_entropy):
 
         return mean_loss(run, batches, loss)
 
-    with sdpa_kernel(SDPBackend.MATH):
+    with sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # torch's own, at the first jvp
         _, products = torch.func.jvp(torch.func.grad(mean), (weights,), (dict(vector),))
     return products

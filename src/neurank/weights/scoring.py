@@ -63,8 +63,9 @@ def score(
     Returns
     -------
     WeightScores
-        Scores and provenance. ``provenance["never_run"]`` lists parameters of which the loss does
-        not depend: their derivatives and loss changes are exactly 0.
+        Scores and provenance. The derivatives and loss changes of a parameter that never runs are
+        exactly 0, and ``provenance["never_run"]`` of `Taylor1`, `Taylor2` and `LossChange` names
+        it.
 
     Raises
     ------
