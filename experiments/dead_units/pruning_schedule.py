@@ -27,19 +27,23 @@ import json
 import math
 import os
 import time
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import pandas as pd
 import torch
 from safetensors.torch import load_file, save_file
 from torch.nn import functional
 
 import neurank as nr
 from neurank.watch.unit_pruning import UnitPruning
+from neurank.watch.weight_pruning import WeightPruning
+from neurank.weights import Magnitude
 
 MEAN, STD = 0.1307, 0.3081
 UNITS = {2: 0.1, 3: 0.2, 4: 0.4, 5: 0.6}
 WEIGHTS = {2: 0.2, 3: 0.5, 4: 0.8, 5: 0.9}
+SHARES = (0.0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5)
 HIDDEN = ("conv1", "conv2", "fc1")
 PRINTED = {"parameters": 4_019, "accuracy, %": 98.42, "original accuracy, %": 98.8}
 
@@ -72,10 +76,10 @@ class Settings:
     student: int = 30
     small: tuple[tuple[int, int, int], ...] = (
         (4, 7, 26),
-        (5, 9, 16),
         (4, 8, 12),
         (4, 7, 10),
         (3, 6, 8),
+        (3, 5, 7),
     )
 
 
@@ -180,7 +184,7 @@ def unit_run(path, whole, settings, seed):
     optimizer = sgd(model, settings)
     pruning = UnitPruning(
         UNITS,
-        method=nr.MeanReplacementSaliency(),
+        method=nr.MeanReplacementSaliency(at="post"),
         data=some(whole, settings, seed),
         removal="mean",
     )
@@ -258,7 +262,7 @@ def masked_run(path, whole, settings, seed):
         if epoch not in UNITS:
             continue
         small = model if plan is None else nr.condense(model, plan, data, progress=False).model
-        ranking = nr.rank(small, data, nr.MeanReplacementSaliency(), progress=False)
+        ranking = nr.rank(small, data, nr.MeanReplacementSaliency(at="post"), progress=False)
         share = UNITS[epoch]
         left = {name: width - math.floor(share * width) for name, width in original.items()}
         later = nr.plan(ranking, keep=left)
@@ -281,6 +285,14 @@ def units(out, whole, settings):
                 print(f"{path.name} is done", flush=True)
 
 
+def weights(out, whole, settings):
+    for seed in settings.seeds:
+        path = out / f"weights-{seed}"
+        if not is_done(path):
+            weight_run(path, whole, settings, seed)
+            print(f"{path.name} is done", flush=True)
+
+
 def masked(out, whole, settings):
     for seed in settings.seeds[:1]:
         path = out / f"masked-{seed}"
@@ -289,14 +301,262 @@ def masked(out, whole, settings):
             print(f"{path.name} is done", flush=True)
 
 
-STAGES = {"units": units, "masked": masked}
+def weight_run(path, whole, settings, seed):
+    """Train with weights set to zero after epochs of the schedule, and held there."""
+    model, draw = nr.zoo.thesis_cnn(seed=seed), torch.Generator().manual_seed(seed)
+    optimizer = sgd(model, settings)
+    losses, seconds = [], []
+    data = some(whole, settings, seed)
+    with WeightPruning(WEIGHTS, method=Magnitude(), data=data) as pruning:
+        for epoch in range(1, settings.epochs + 1):
+            begun = time.process_time()
+            losses += one_epoch(model, optimizer, whole, settings, draw)
+            seconds.append(time.process_time() - begun)
+            pruning.after_epoch(epoch, model, optimizer)
+    steps = [
+        {
+            "epoch": it.epoch,
+            "sparsity": it.sparsity,
+            "loss before": it.losses[0],
+            "loss after": it.losses[1],
+        }
+        for it in pruning.epochs
+        if it.losses is not None
+    ]
+    keep(path, model, {"losses": losses, "seconds": seconds, "steps": steps})
+
+
+def nonzero_shares(model):
+    """Return by layer the shares of the incoming and of the outgoing weights that are not 0."""
+    readers = {"conv1": "conv2", "conv2": "fc1", "fc1": "fc2"}
+    found = {}
+    for name, reader in readers.items():
+        rows = getattr(model, name).weight != 0
+        columns = getattr(model, reader).weight != 0
+        columns = columns.reshape(len(columns), len(rows), -1).movedim(1, 0)
+        found[name] = tuple(it.flatten(1).double().mean(1) for it in (rows, columns))
+    return found
+
+
+def without_sparse_units(model, most, data, removal):
+    """Cut away units of whose incoming or outgoing weights at most a share is not 0."""
+    kept = {}
+    for name, (incoming, outgoing) in nonzero_shares(model).items():
+        least = torch.minimum(incoming, outgoing)
+        stay = torch.nonzero(least > most)[:, 0].tolist()
+        kept[name] = stay or [int(least.argmax())]  # nothing would pass through an empty layer
+    original = {name: len(getattr(model, name).weight) for name in kept}
+    plan = nr.Plan.from_keep(kept, original)
+    if plan.widths_after == plan.widths:
+        return model
+    return nr.condense(model, plan, data, removal=removal, progress=False).model
+
+
+def altered(inputs, seed):
+    """Turn by up to 12 degrees, scale by up to 10 %, slant, and move by up to 2 pixels."""
+    draw = torch.Generator().manual_seed(seed)
+
+    def uniform(reach):
+        return (2 * torch.rand(len(inputs), generator=draw) - 1) * reach
+
+    angle, scale, slant = uniform(12 * math.pi / 180), 1 + uniform(0.1), uniform(0.15)
+    across, down = uniform(2 * 2 / 28), uniform(2 * 2 / 28)
+    cos, sin = scale * angle.cos(), scale * angle.sin()
+    rows = [torch.stack([cos, slant - sin, across], 1), torch.stack([sin, cos, down], 1)]
+    blank = (0 - MEAN) / STD
+    made = []
+    for part, turned in zip(inputs.split(2_000), torch.stack(rows, 1).split(2_000), strict=True):
+        grid = functional.affine_grid(turned, part.shape, align_corners=False)
+        moved = functional.grid_sample(part - blank, grid, align_corners=False)
+        made.append((moved + blank).to(torch.float16))
+    return torch.cat(made)
+
+
+class Lessons:
+    """Altered pictures, their labels, and what a large network says of them."""
+
+    def __init__(self, whole, settings):
+        train = whole.first(whole.examples - settings.held_out)
+        self.targets = train.targets
+        self.variants = [altered(train.inputs, it) for it in range(settings.variants)]
+        self.ranked_on = some(train, settings, 0)
+        self.held_out = whole.subset(slice(train.examples, None)).rebatched(500)
+        self.soft = None
+
+    @torch.inference_mode()
+    def ask(self, teacher):
+        """Keep the large network's outputs for every picture."""
+        self.soft = [
+            torch.cat([teacher(it.float()) for it in variant.split(1_000)])
+            for variant in self.variants
+        ]
+
+    def loss(self, logits, targets, soft, *, share=0.7, heat=3.0):
+        """Join the cross-entropy to the divergence from the large network's outputs."""
+        hard = functional.cross_entropy(logits, targets)
+        if soft is None:
+            return hard
+        divergence = functional.kl_div(
+            functional.log_softmax(logits / heat, 1),
+            functional.log_softmax(soft / heat, 1),
+            reduction="batchmean",
+            log_target=True,
+        )
+        return share * heat**2 * divergence + (1 - share) * hard
+
+    def teach(self, model, epochs, pruning=None, *, lr=0.004, batch=128):
+        """Train by Adam, its rate along a cosine; units go as `pruning` says. Return the result."""
+        optimizer = torch.optim.Adam(model.parameters(), lr=lr)
+        draw = torch.Generator().manual_seed(0)
+        steps = math.ceil(len(self.targets) / batch)
+        for epoch in range(epochs):
+            variant = epoch % len(self.variants)
+            order = torch.randperm(len(self.targets), generator=draw)
+            model.train()
+            for step, rows in enumerate(order.split(batch)):
+                done = epoch + step / steps
+                falling = (1 + math.cos(math.pi * done / epochs)) / 2
+                optimizer.param_groups[0]["lr"] = lr * min(1.0, done + 0.05) * falling
+                logits = model(self.variants[variant][rows].float())
+                soft = None if self.soft is None else self.soft[variant][rows]
+                optimizer.zero_grad()
+                self.loss(logits, self.targets[rows], soft).backward()
+                optimizer.step()
+            model.eval()
+            if pruning is not None:
+                model = pruning.after_epoch(epoch + 1, model, optimizer)
+        return model
+
+
+def gradual(small, epochs):
+    """Let the units beyond given widths go in equal parts over the first fifth of the epochs."""
+    rounds = max(1, epochs // 5)
+    shares = [1 - wanted / had for wanted, had in zip(small, (8, 16, 64), strict=True)]
+    return {
+        epoch: {name: share * epoch / rounds for name, share in zip(HIDDEN, shares, strict=True)}
+        for epoch in range(1, rounds + 1)
+    }
+
+
+def goal(out, whole, settings):
+    begun = time.process_time()
+    lessons = Lessons(whole, settings)
+    path = out / "teacher"
+    if not is_done(path):
+        teacher = lessons.teach(nr.zoo.thesis_cnn(seed=0), settings.teacher)
+        seconds = time.process_time() - begun
+        error = nr.error_rate(teacher, lessons.held_out)
+        keep(path, teacher, {"held-out error": error, "seconds": seconds})
+        print(f"teacher: {error:.2%} held out, {seconds:.0f} s", flush=True)
+    lessons.ask(loaded(path))
+    for small in settings.small:
+        path = out / f"goal-{'-'.join(map(str, small))}"
+        if is_done(path):
+            continue
+        begun = time.process_time()
+        pruning = UnitPruning(
+            gradual(small, settings.student),
+            method=nr.MeanReplacementSaliency(at="post"),
+            data=lessons.ranked_on,
+        )
+        model = lessons.teach(loaded(out / "teacher"), settings.student, pruning)
+        seconds = time.process_time() - begun
+        error = nr.error_rate(model, lessons.held_out)
+        keep(path, model, {"held-out error": error, "seconds": seconds, "widths": widths(model)})
+        print(f"{path.name}: {error:.2%} held out, {seconds:.0f} s", flush=True)
+
+
+def report(out, whole, settings, folder):
+    """Read the test file and write what was found."""
+    test = test_file()
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def accuracy(model):
+        return round(100 * (1 - nr.error_rate(model, test)), 2)
+
+    faithful, cut = [], []
+    for seed in settings.seeds:
+        for name in ("plain", "units", "masked", "weights"):
+            path = out / f"{name}-{seed}"
+            if not is_done(path):
+                continue
+            model, record = loaded(path), record_of(path)
+            nonzero = sum(int((it != 0).sum()) for it in model.parameters())
+            seconds = record["seconds"]
+            faithful.append(
+                {
+                    "run": name,
+                    "seed": seed,
+                    "widths": "-".join(map(str, widths(model))),
+                    "parameters": sum(it.numel() for it in model.parameters()),
+                    "nonzero": nonzero,
+                    "test accuracy, %": accuracy(model),
+                    "training loss, last 50 steps": round(record["losses"][-1], 4),
+                    "process seconds per epoch, 6 to 10": round(sum(seconds[5:]) / 5, 2),
+                    "process seconds": round(sum(seconds), 1),
+                }
+            )
+            for share in SHARES if name == "weights" else ():
+                row = {"seed": seed, "f_nz": share}
+                for removal in ("mean", "zero"):
+                    small = without_sparse_units(model, share, some(whole, settings, seed), removal)
+                    row["widths"] = "-".join(map(str, widths(small)))
+                    row["parameters"] = sum(it.numel() for it in small.parameters())
+                    row[f"test accuracy, {removal}, %"] = accuracy(small)
+                cut.append(row)
+    small = []
+    for path in sorted(out.glob("goal-*.json")) + sorted(out.glob("teacher.json")):
+        model, record = loaded(path.with_suffix("")), record_of(path.with_suffix(""))
+        small.append(
+            {
+                "network": path.stem,
+                "parameters": sum(it.numel() for it in model.parameters()),
+                "held-out accuracy, %": round(100 * (1 - record["held-out error"]), 2),
+                "test accuracy, %": accuracy(model),
+                "process seconds": round(record["seconds"]),
+            }
+        )
+    tables = {"faithful": faithful, "sparse_units": cut, "goal": small}
+    for name, rows in tables.items():
+        if rows:
+            frame = pd.DataFrame(rows)
+            if name == "goal":
+                frame = frame.sort_values("parameters", ascending=False)
+            frame.to_csv(folder / f"{name}.csv", index=False)
+            print(frame.to_string(index=False))
+    steps = {
+        path.stem: record_of(path.with_suffix(""))["steps"]
+        for pattern in ("units-*.json", "weights-*.json")
+        for path in sorted(out.glob(pattern))
+    }
+    results = {
+        "settings": asdict(settings),
+        "printed": PRINTED,
+        "goals, the smallest with so much held-out accuracy": goals(small),
+        "removals": steps,
+        "threads": torch.get_num_threads(),
+        "torch": str(torch.__version__),
+    }
+    (folder / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+
+
+def goals(small):
+    """Choose by held-out pictures: within the printed parameters, and the fewest."""
+    found = {}
+    for wanted in (98.8, 98.42):
+        within = [it for it in small if it["held-out accuracy, %"] >= wanted]
+        found[f"{wanted} %"] = min(within, key=lambda it: it["parameters"]) if within else None
+    return found
+
+
+STAGES = {"units": units, "goal": goal, "weights": weights, "masked": masked}
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("runs/pruning-schedule"))
     parser.add_argument("--quick", action="store_true", help="the whole path on few pictures")
-    parser.add_argument("--stage", choices=[*STAGES], help="only this one")
+    parser.add_argument("--stage", choices=[*STAGES, "report"], help="only this one")
     arguments = parser.parse_args()
     settings = QUICK if arguments.quick else FULL
     out = arguments.out / "quick" if arguments.quick else arguments.out
@@ -305,6 +565,9 @@ def main():
     for name, stage in STAGES.items():
         if arguments.stage in {None, name}:
             stage(out, whole, settings)
+    if arguments.stage in {None, "report"}:
+        folder = out if arguments.quick else Path(__file__).with_suffix("")
+        report(out, whole, settings, folder)
 
 
 if __name__ == "__main__":
