@@ -7,6 +7,7 @@ import typer
 import neurank
 from neurank.cli.compare import compare
 from neurank.cli.condense import condense
+from neurank.cli.dead import dead
 from neurank.cli.demo import demo
 from neurank.cli.output import OneLineErrors, say
 from neurank.cli.rank import rank
@@ -46,7 +47,7 @@ def main(
     Start with [bold]neurank demo[/bold], which needs nothing.
 
     For a network of yours: [bold]rank[/bold] it by two methods, [bold]compare[/bold] the rankings,
-    [bold]condense[/bold] it by one.
+    [bold]condense[/bold] it by one. [bold]dead[/bold] finds units that do nothing.
 
     Exit codes: 0 done, 2 something given cannot be used, 1 failed on the way, 130 Ctrl-C.
     """
@@ -54,5 +55,5 @@ def main(
 
 
 app.command()(demo)
-for command in (train, rank, compare, condense):
+for command in (train, rank, compare, condense, dead):
     app.command(no_args_is_help=True)(command)

@@ -45,9 +45,10 @@ Out = Annotated[
 Removal = Annotated[
     str,
     typer.Option(
-        metavar="zero|mean|parameters",
-        help='What "off" means where a unit is read: 0; its mean over the data; or what is left '
-        "when its own weights and bias are 0.",
+        metavar="zero|mean|median|minimum|maximum|parameters",
+        help='What "off" means where a unit is read: 0; its mean, median, smallest or largest '
+        "value over the data (with pre- before it, what follows from that of its own layer); or "
+        "what is left when its own weights and bias are 0.",
     ),
 ]
 Seed = Annotated[int, typer.Option(min=0, help="Every random draw follows from it.")]

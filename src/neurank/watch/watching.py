@@ -18,7 +18,8 @@ from neurank.observe.examples import Batch
 from neurank.observe.execution import runner
 from neurank.observe.observer import MEMORY, TracedObserver, observe
 from neurank.observe.value import Accuracy
-from neurank.observe.vital_signs import BINS, Held, penalties, sighting
+from neurank.observe.vital_signs import Held, penalties, sighting
+from neurank.progress import reporting
 from neurank.watch.states import Thresholds, Vitals, vitals_of
 
 EVERY = 1000
@@ -36,6 +37,7 @@ def vitals(
     exact: bool = True,
     thresholds: Thresholds | None = None,
     device: str | torch.device | None = None,
+    progress: bool = False,
 ) -> Vitals:
     """Look at the units of a network: which are dead, which are frozen, and why.
 
@@ -52,6 +54,7 @@ def vitals(
     exact : whether to take the exact mean replacement penalty of every unit.
     thresholds : how little counts as nothing.
     device : where to compute; None is where the model is.
+    progress : show a progress bar over the layers, whose exact penalties take most of the time.
 
     Raises
     ------
@@ -69,7 +72,7 @@ def vitals(
     ['conv1', 'conv2', 'fc1', 'fc2']
     """
     view = _View.of(model, data, layers, device)
-    return view.look(0, thresholds or Thresholds(), exact=exact)
+    return view.look(0, thresholds or Thresholds(), exact=exact, progress=progress)
 
 
 @dataclass(frozen=True)
@@ -111,14 +114,21 @@ class _View:
         names = tuple(layer.name for layer in observer.space.choose(layers))
         return cls(own, replace(observer, examples=Held.of(observer.examples)), names)
 
-    def look(self, step: int, thresholds: Thresholds, *, exact: bool, bins: int = BINS) -> Vitals:
+    def look(
+        self, step: int, thresholds: Thresholds, *, exact: bool, progress: bool = False
+    ) -> Vitals:
         """Look at the weights as they are now."""
         device = self.observer.examples.device
         now = runner(self.observer.space.graph, self.model, device)
         observer = replace(self.observer, runner=now, memo={})
         with threads_as_torch(), torch.autocast(device.type, enabled=False):
-            seen = sighting(observer, self.names, bins=bins)
-            found = {name: penalties(observer, name) for name in self.names} if exact else {}
+            seen = sighting(observer, self.names)
+            found = {}
+            chosen = self.names if exact else ()
+            with reporting("replacing units", len(chosen), show=progress) as advance:
+                for name in chosen:
+                    found[name] = penalties(observer, name)
+                    advance(name)
         return vitals_of(
             seen, found, step=step, thresholds=thresholds, refused=observer.space.refused
         )
