@@ -134,9 +134,12 @@ def sighting(watching: TracedObserver, names: Sequence[str], *, bins: int = BINS
 
 
 def _signal(logits: Tensor, targets: Tensor) -> float:
-    wrong = logits.detach().to(torch.float64).softmax(dim=1)
+    """Sum up d loss / d logits as far as it can come down in the logits' own precision."""
+    wrong = logits.detach().softmax(dim=1)
     wrong[torch.arange(len(targets)), targets] -= 1
-    return float(wrong.abs().sum())
+    sizes = wrong.abs()
+    sizes[sizes < torch.finfo(sizes.dtype).tiny] = 0
+    return float(sizes.sum(dtype=torch.float64))
 
 
 @dataclass
@@ -177,10 +180,15 @@ class _Range:
         """Return what was found."""
         assert self.low is not None
         assert self.high is not None
-        low, high = (it.to("cpu", torch.float64) for it in (self.low, self.high))
+        low, high = (_known(it.to("cpu", torch.float64)) for it in (self.low, self.high))
         if not self.bins:
             return Spread(low, high, torch.zeros(self.width, 0), torch.stack([low, high], dim=1))
-        return Spread(low, high, self.counts.cpu(), self.ends.to("cpu", torch.float64))
+        return Spread(low, high, self.counts.cpu(), _known(self.ends.to("cpu", torch.float64)))
+
+
+def _known(extremes: Tensor) -> Tensor:
+    """Put 0 for units that are nowhere, such as those that a slice drops."""
+    return torch.where(extremes.isfinite(), extremes, 0.0)
 
 
 @dataclass(frozen=True)
@@ -200,8 +208,9 @@ class _Part:
             return by_entry
         index = torch.tensor(self.units, device=by_entry.device)
         own = index >= 0
-        start = by_entry.new_zeros(width)
-        return start.scatter_reduce(0, index[own], by_entry[own], how, include_self=False)
+        # A unit that is not here must not count as 0: other parts say what it gives.
+        start = by_entry.new_full((width,), torch.inf if how == "amin" else -torch.inf)
+        return start.scatter_reduce(0, index[own], by_entry[own], how)
 
 
 class _Look:

@@ -101,9 +101,10 @@ class TensorBoardLog:
                 ("mean replacement saliency", layer.signs.saliency),
                 ("output gradient", layer.signs.gradient_norm),
                 ("incoming weights", layer.signs.weight_norm),
-                ("outgoing weights", layer.signs.fan_out_norm.nan_to_num()),
+                ("outgoing weights", layer.signs.fan_out_norm),
             ):
-                write.add_histogram(f"neurank/{name}/{tag}", values, step)
+                if bool(values.isfinite().all()):  # not all readers have weights to sum up
+                    write.add_histogram(f"neurank/{name}/{tag}", values, step)
 
 
 def _needed(module: str, by: str) -> ModuleType:

@@ -11,15 +11,16 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from neurank.errors import MethodError, ModelError
+from neurank.errors import MethodError, ModelError, UnitError
 from neurank.modes import evaluating, threads_as_torch
 from neurank.observe.door import device_of
 from neurank.observe.examples import Batch
 from neurank.observe.execution import runner
-from neurank.observe.observer import MEMORY, TracedObserver, observe
+from neurank.observe.observer import MEMORY, TracedObserver, choose_layers, observe
 from neurank.observe.value import Accuracy
 from neurank.observe.vital_signs import Held, penalties, sighting
 from neurank.progress import reporting
+from neurank.watch.attack import _was_skipped
 from neurank.watch.states import Thresholds, Vitals, vitals_of
 
 EVERY = 1000
@@ -110,9 +111,9 @@ class _View:
                 progress=False,
                 memory=MEMORY,
             )
-        assert isinstance(observer, TracedObserver)  # or it would have been refused
-        names = tuple(layer.name for layer in observer.space.choose(layers))
-        return cls(own, replace(observer, examples=Held.of(observer.examples)), names)
+            assert isinstance(observer, TracedObserver)  # or it would have been refused
+            held = Held.of(observer.examples)  # a loader draws a random seed at every pass
+        return cls(own, replace(observer, examples=held), _hidden(observer, layers))
 
     def look(
         self, step: int, thresholds: Thresholds, *, exact: bool, progress: bool = False
@@ -132,6 +133,17 @@ class _View:
         return vitals_of(
             seen, found, step=step, thresholds=thresholds, refused=observer.space.refused
         )
+
+
+def _hidden(observer: TracedObserver, layers: Sequence[str] | None) -> tuple[str, ...]:
+    names = choose_layers(observer, layers)
+    outputs = [name for name in names if observer.space[name].is_output]
+    if outputs:
+        raise UnitError(
+            f"the units of layer {outputs[0]!r} are the network's outputs, which nothing reads, so "
+            "that none of them can be dead: leave it out"
+        )
+    return names
 
 
 def uncompiled(model: nn.Module) -> nn.Module:
@@ -210,8 +222,8 @@ class Watching:
 
     def __enter__(self) -> "Watching":
         """Take a first look, and count the optimizer's steps from now on."""
+        self.look()  # before there is a hook, which nobody would take away if this failed
         self._hook = self._optimizer.register_step_post_hook(self._after_step)
-        self.look()
         return self
 
     def __exit__(
@@ -227,7 +239,9 @@ class Watching:
             self.look()
 
     def _after_step(self, optimizer: Optimizer, arguments: Any, keywords: Any) -> None:
-        del optimizer, arguments, keywords
+        del arguments, keywords
+        if _was_skipped(optimizer):
+            return
         self.step += 1
         if self.step % self.every == 0:
             self.look()
@@ -257,10 +271,17 @@ class Watching:
         ----------
         model : the network that is trained from now on.
         optimizer : its optimizer, if that is another one, too.
+
+        Raises
+        ------
+        MethodError
+            If the optimizer does not train it.
+        UnitError, DataError, ModelError
+            If the network cannot be watched; then the one before still is.
         """
+        _check_trains(optimizer or self._optimizer, model)
         self._view = _View.of(model, self._data, self._layers, self._device)
         if optimizer is not None and optimizer is not self._optimizer:
-            _check_trains(optimizer, model)
             if self._hook is not None:
                 self._hook.remove()
                 self._hook = optimizer.register_step_post_hook(self._after_step)
