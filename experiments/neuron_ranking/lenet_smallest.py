@@ -57,15 +57,15 @@ class Settings:
     held_out: int = 10_000
     trained_on: int = 50_000
     variants: int = 8
-    epochs: tuple[int, int, int] = (12, 5, 30)
+    epochs: tuple[int, int, int] = (12, 5, 60)
     lr: float = 0.004
     batch: int = 128
     soft: float = 0.7
     temperature: float = 3.0
     bound: float = 0.0135
     goal: float = 0.01
-    finished: int = 5_000
-    max_attempts: int = 10
+    finished: int = 4_000
+    max_attempts: int = 12
     ranked_on: int = 1_000
     seed: int = 0
 
@@ -236,7 +236,7 @@ def main():
         max_error=settings.bound,
         method=nr.PermutationShapley(passes=2),
         data=seen.validation.first(settings.ranked_on),
-        step=0.3,
+        step=0.21,
         least_step=0.1,
         retraining=shortly,
         max_attempts=settings.max_attempts,

@@ -121,8 +121,8 @@ class Settings:
 FULL = Settings(
     {
         "ours": Recipe(((16, 6), (24, 10), (32, 28))),
+        "paper's first": Recipe(((16, 6), (24, 10), (32, 12))),
         "paper's second": Recipe(((16, 4), (24, 4), (32, 6))),
-        "paper's first": Recipe(((16, 4), (24, 4), (32, 6))),
     }
 )
 QUICK = Settings(
