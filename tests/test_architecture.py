@@ -19,7 +19,7 @@ FLOORS = (
     {"units"},
     {"observe"},
     {"rankers", "weights"},
-    {"agreement", "combination"},
+    {"agreement", "combination", "running"},
     {"condense"},
     {"watch"},
     {"report"},

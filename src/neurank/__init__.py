@@ -2,13 +2,14 @@
 
 __version__ = "0.1.0"
 
-from neurank import data, errors, zoo
+from neurank import data, errors, weights, zoo
 from neurank.agreement import Agreement, compare
 from neurank.combination import combine
 from neurank.condense.condensed import Condensed, condense
 from neurank.condense.load import load
 from neurank.condense.plan import Plan, plan
 from neurank.condense.retrain import retrain
+from neurank.condense.rounds import plan_in_rounds
 from neurank.condense.search import Smallest, smallest
 from neurank.observe.value import Accuracy, Margin, NegativeLoss, Recall
 from neurank.rankers.exact_shapley import ExactShapley
@@ -25,6 +26,7 @@ from neurank.rankers.two_stage_shapley import TwoStageShapley
 from neurank.rankers.value_table import ValueTable, value_table
 from neurank.rankers.weight_norm import WeightNorm
 from neurank.ranking import LayerRanking, Ranking
+from neurank.running import RunningRanking
 from neurank.training import error_rate, fit
 from neurank.watch.logs import ParquetLog, TensorBoardLog
 from neurank.watch.states import Thresholds, Vitals
@@ -48,6 +50,7 @@ __all__ = [
     "RandomScore",
     "Ranking",
     "Recall",
+    "RunningRanking",
     "Seconds",
     "Smallest",
     "StderrBelow",
@@ -70,11 +73,13 @@ __all__ = [
     "fit",
     "load",
     "plan",
+    "plan_in_rounds",
     "rank",
     "retrain",
     "smallest",
     "value_table",
     "vitals",
     "watch",
+    "weights",
     "zoo",
 ]

@@ -1,5 +1,6 @@
 import copy
 import json
+import math
 
 import numpy as np
 import pytest
@@ -93,9 +94,9 @@ def test_a_ratio_that_is_no_share_is_refused(ratio):
 
 
 def test_exactly_one_of_keep_and_ratio():
-    with pytest.raises(PlanError, match="neither"):
+    with pytest.raises(PlanError, match="none was given"):
         plan(RANKING)
-    with pytest.raises(PlanError, match="both"):
+    with pytest.raises(PlanError, match="two of them were given"):
         plan(RANKING, keep={"fc1": 1}, ratio=0.5)
     with pytest.raises(PlanError, match="'fc9'"):
         plan(RANKING, ratio={"fc9": 0.5})
@@ -275,3 +276,17 @@ def test_a_file_brings_the_plan_back_and_any_change_is_found(tmp_path):
     write_tensors(path, {}, {}, kind="ranking")
     with pytest.raises(FileError, match="'ranking', not a 'plan'"):
         Plan.load(path)
+
+
+def test_units_above_a_threshold_stay():
+    ranking = Ranking.from_scores({"a": [0.3, -0.1, 0.0, 0.5], "b": [-1.0, -2.0, -3.0]})
+    assert dict(plan(ranking, above=0).keep) == {"a": (0, 3), "b": (0,)}  # the best one at least
+    assert dict(plan(ranking, above={"a": -0.1}).keep) == {"a": (0, 2, 3)}
+    assert dict(plan(ranking, above=-math.inf).widths_after) == {"a": 4, "b": 3}
+    assert plan(ranking, above=0.4, min_width=2, ignored=["b"]).keep["a"] == (0, 3)
+    assert plan(ranking, above=0.4, multiple_of={"a": 4}, ignored=["b"]).widths_after["a"] == 4
+    for wrong in (math.nan, "0.1", True):
+        with pytest.raises(PlanError, match="the threshold of layer 'a' is"):
+            plan(ranking, above=wrong)
+    with pytest.raises(PlanError, match="'a' is in above and in ignored"):
+        plan(ranking, above={"a": 0}, ignored=["a"])

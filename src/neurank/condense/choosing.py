@@ -38,6 +38,40 @@ def by_share(
     )
 
 
+def by_threshold(
+    ranking: Ranking, above: float | Mapping[str, float], rules: Rules
+) -> dict[str, tuple[int, ...]]:
+    """Return the units that stay, by layer: those whose score is above a threshold.
+
+    Raises
+    ------
+    PlanError
+        A threshold is no number, a layer is unknown or ignored, or its scores are undefined.
+    """
+    thresholds = (
+        _without_ignored(above, "above", rules)
+        if isinstance(above, Mapping)
+        else dict.fromkeys(rules.layers(ranking), above)
+    )
+    return _each(
+        thresholds,
+        lambda layer, threshold: best_units(
+            ranking,
+            layer,
+            rules.rounded(layer, _number_above(ranking, layer, threshold), ranking[layer].units),
+        ),
+    )
+
+
+def _number_above(ranking: Ranking, layer: str, threshold: object) -> int:
+    """Count the units above a threshold; one stays where there is none."""
+    check_ranked(ranking, layer)
+    least = real(threshold)
+    if math.isnan(least):
+        raise PlanError(f"the threshold of layer {layer!r} is {threshold!r}: give a number")
+    return max(1, int((ranking[layer].scores > least).sum()))
+
+
 def by_number(
     ranking: Ranking, keep: Mapping[str, int | Sequence[int]], rules: Rules
 ) -> dict[str, tuple[int, ...]]:

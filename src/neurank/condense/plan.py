@@ -6,7 +6,7 @@ from dataclasses import fields
 from torch import nn
 
 from neurank.condense.budget import Settings, fitted
-from neurank.condense.choosing import by_number, by_share
+from neurank.condense.choosing import by_number, by_share, by_threshold
 from neurank.condense.descent import Across
 from neurank.condense.kept import Plan
 from neurank.condense.limits import Budgets, Rules
@@ -18,11 +18,15 @@ from neurank.ranking import Ranking
 __all__ = ["Across", "Budgets", "Plan", "Rules", "plan"]
 
 
+_GIVEN = ("none was", "one was", "two of them were", "three of them were", "all were")
+
+
 def plan(
     ranking: Ranking,
     *,
     keep: Mapping[str, int | Sequence[int]] | None = None,
     ratio: float | Mapping[str, float] | None = None,
+    above: float | Mapping[str, float] | None = None,
     max_params: int | None = None,
     max_macs: int | None = None,
     max_latency: float | None = None,
@@ -38,9 +42,9 @@ def plan(
 ) -> Plan:
     """Choose the units to keep by a ranking.
 
-    Give `keep`, or `ratio`, or budgets, of which all that are given hold for the plan. Under a
-    budget the least important units go one after another, whatever their layer, until it holds;
-    then units come back, the most important first, as long as it still does.
+    Give `keep`, or `ratio`, or `above`, or budgets, of which all that are given hold for the plan.
+    Under a budget the least important units go one after another, whatever their layer, until it
+    holds; then units come back, the most important first, as long as it still does.
 
     Parameters
     ----------
@@ -52,6 +56,10 @@ def plan(
     ratio
         The share of units that is REMOVED, 0 to below 1: of every layer of the ranking, or layer
         name to share. The number removed is rounded down and at least one unit is kept.
+    above
+        Units whose score is above this threshold are kept, and at least the best one of a layer: in
+        every layer of the ranking, or layer name to threshold. ``above=0`` removes what the ranking
+        says does nothing, or harm.
     max_params, max_macs
         The most parameters, and multiply-adds per example, that the condensed network may have:
         what `Condensed.report` will say, tensors aside that condensing makes.
@@ -87,8 +95,8 @@ def plan(
     Raises
     ------
     PlanError
-        Not one of `keep`, `ratio` and budgets is given; a layer is not in the ranking or its
-        scores are undefined; a number is out of range; indices are outside the layer or given
+        Not one of `keep`, `ratio`, `above` and budgets is given; a layer is not in the ranking or
+        its scores are undefined; a number is out of range; indices are outside the layer or given
         twice; the ranking is of another network; or the budgets cannot be met, with what can.
     DataError, ModelError
         Data or model cannot be used.
@@ -100,6 +108,8 @@ def plan(
     (1, 2)
     >>> plan(ranking, ratio=0.5).widths_after
     mappingproxy({'conv1': 2, 'fc1': 1})
+    >>> plan(ranking, above=0.2).keep["conv1"]
+    (1,)
     >>> import neurank as nr
     >>> model, digits = nr.zoo.digits_net(seed=0), nr.data.load("digits").validation
     >>> norms = nr.rank(model, digits, nr.WeightNorm(1))
@@ -111,17 +121,20 @@ def plan(
     rules = Rules(min_width, multiple_of, _names(ignored))
     rules.check(ranking)
     budgets = Budgets(max_params, max_macs, max_latency, max_drop)
-    ways = (keep is not None, ratio is not None, bool(budgets.given))
+    ways = (keep is not None, ratio is not None, above is not None, bool(budgets.given))
     if sum(ways) != 1:
         raise PlanError(
-            "give one of keep= (how many units, or which), ratio= (the share removed) and budgets "
+            "give one of keep= (how many units, or which), ratio= (the share removed), above= (the "
+            "score from which on units stay) and budgets "
             f"({', '.join(f'{it.name}=' for it in fields(Budgets))}): "
-            f"{('neither was', '', 'both were', 'all were')[sum(ways)]} given"
+            f"{_GIVEN[sum(ways)]} given"
         )
     if keep is not None:
         return _planned(by_number(ranking, keep, rules), ranking)
     if ratio is not None:
         return _planned(by_share(ranking, ratio, rules), ranking)
+    if above is not None:
+        return _planned(by_threshold(ranking, above, rules), ranking)
     if model is None or data is None:
         raise PlanError("a budget needs the network and batches for it: give model= and data=")
     return fitted(ranking, budgets, Settings(rules, across, removal, progress), model, data)

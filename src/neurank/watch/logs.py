@@ -26,6 +26,15 @@ class ParquetLog:
     ------
     FileError
         If pyarrow is not installed, or the folder cannot be made.
+
+    Example
+    -------
+    >>> import tempfile
+    >>> import neurank as nr
+    >>> log = ParquetLog(tempfile.mkdtemp())
+    >>> log(nr.vitals(nr.zoo.digits_net(seed=0), nr.data.load("digits").validation.first(20)))
+    >>> log.read().groupby("layer").unit.count().to_dict()
+    {'conv1': 8, 'conv2': 16, 'fc1': 32, 'fc2': 16}
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
@@ -81,6 +90,20 @@ class TensorBoardLog:
     ------
     FileError
         If a folder is given and TensorBoard is not installed.
+
+    Example
+    -------
+    >>> import neurank as nr
+    >>> class Printing:
+    ...     def add_scalar(self, tag, value, step):
+    ...         if tag.endswith("fc2/dead units"):
+    ...             print(tag, value)
+    ...
+    ...     def add_histogram(self, tag, values, step):
+    ...         pass
+    >>> log, data = TensorBoardLog(Printing()), nr.data.load("digits").validation.first(20)
+    >>> log(nr.vitals(nr.zoo.digits_net(seed=0), data, exact=False))
+    neurank/fc2/dead units 0.0
     """
 
     def __init__(self, writer: SummaryWriter | str | os.PathLike[str]) -> None:

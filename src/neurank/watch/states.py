@@ -29,6 +29,16 @@ class Thresholds:
     dead : the largest change of any example's loss when the unit is replaced by its mean, in nats.
     constant : how far what a unit gives is spread, as a share of the largest value of its layer.
     fan_out : the L1 norm of outgoing weights, as a share of the largest of the layer.
+
+    Raises
+    ------
+    MethodError
+        If one is no number from 0 to below 1.
+
+    Example
+    -------
+    >>> Thresholds(dead=0.01).constant
+    1e-06
     """
 
     frozen: float = 1e-6
