@@ -96,14 +96,14 @@ class TensorBoardLog:
     >>> import neurank as nr
     >>> class Printing:
     ...     def add_scalar(self, tag, value, step):
-    ...         if tag.endswith("fc2/dead units"):
+    ...         if tag.endswith("conv1/dead units"):
     ...             print(tag, value)
     ...
     ...     def add_histogram(self, tag, values, step):
     ...         pass
     >>> log, data = TensorBoardLog(Printing()), nr.data.load("digits").validation.first(20)
     >>> log(nr.vitals(nr.zoo.digits_net(seed=0), data, exact=False))
-    neurank/fc2/dead units 0.0
+    neurank/conv1/dead units 0.0
     """
 
     def __init__(self, writer: SummaryWriter | str | os.PathLike[str]) -> None:
