@@ -76,10 +76,8 @@ class Settings:
     student: int = 30
     small: tuple[tuple[int, int, int], ...] = (
         (4, 7, 26),
-        (4, 8, 12),
         (4, 7, 10),
         (3, 6, 8),
-        (3, 5, 7),
     )
 
 

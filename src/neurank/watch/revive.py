@@ -328,8 +328,11 @@ def _initial(module: nn.Module, name: str, seed: int) -> dict[str, Tensor]:
             "initialises its weights is not known: give it that method, or use incoming='units' "
             "for the layer of the units itself"
         )
-    with torch.random.fork_rng(devices=[]):
+    where = device_of(twin)
+    with torch.random.fork_rng(devices=[where] if where.type == "cuda" else []):
         torch.default_generator.manual_seed(seed)
+        if where.type == "cuda":
+            torch.cuda.manual_seed(seed)
         twin.reset_parameters()
     return named_tensors(twin)
 
