@@ -51,7 +51,13 @@ def check(found, wanted):
         assert float((found.changes[name] - changes).abs().max()) <= BOUND * scale, name
 
 
-SOME = CASES[::3]
+SOME = [
+    named(name)
+    for name in (
+        "many ties", "batchnorm 1d", "norm behind the activation", "max pooling, ceil mode",
+        "padding, stride, dilation, no bias", "one dimension", "in place", "skip",
+    )
+]  # fmt: skip
 OTHERS = [case for case in CASES if case not in SOME]
 
 

@@ -23,7 +23,7 @@ def smooth(name):
     return case.model(), case.batches()
 
 
-SOME = [case for case in CASES[1::4] if not case.whole]
+SOME = [case for case in CASES[1::7] if not case.whole]
 
 
 @pytest.mark.parametrize("case", SOME, ids=str)

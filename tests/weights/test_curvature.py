@@ -27,7 +27,10 @@ CASES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name",
+    [name if name == "tanh" else pytest.param(name, marks=pytest.mark.slow) for name in CASES],
+)
 def test_it_is_the_difference_of_gradients(name):
     model, data = CASES[name]()
     names = [it for it, parameter in model.named_parameters() if parameter.ndim > 1]

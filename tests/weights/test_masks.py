@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.cases import named
 from tests.oracles import weights as slow
@@ -50,6 +50,7 @@ def test_how_many_is_rounded_down_from_the_number_as_it_is_written(fraction, cou
     assert masks.sparsity == gone / count
 
 
+@settings(max_examples=40)
 @given(
     st.lists(st.integers(0, 4), min_size=1, max_size=40),
     st.floats(0, 1),
