@@ -19,7 +19,7 @@ def blocks(language):
 
 def test_the_quickstart_runs_and_is_short(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    code, further, budgets = blocks("python")
+    code, further, budgets, dead = blocks("python")
     names = {}
     exec(compile(code, "README.md", "exec"), names)
     assert len([line for line in code.splitlines() if line.strip()]) <= 20
@@ -32,6 +32,10 @@ def test_the_quickstart_runs_and_is_short(tmp_path, monkeypatch, capsys):
     exec(compile(budgets, "README.md", "exec"), names)
     assert names["small"].report.parameters[1] < names["small"].report.parameters[0]
     assert len(names["found"].attempts) <= 4
+    capsys.readouterr()
+    exec(compile(dead, "README.md", "exec"), names)
+    assert "units dead" in capsys.readouterr().out
+    assert names["masks"].sparsity == pytest.approx(0.5, abs=0.01)
 
 
 def test_the_steps_on_the_command_line_run(tmp_path, monkeypatch):
