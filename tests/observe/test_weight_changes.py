@@ -8,6 +8,7 @@ from tests.oracles import weights as slow
 from torch import nn
 from torch.nn import functional
 
+from neurank.errors import MethodError
 from neurank.observe import weight_changes
 from neurank.observe.weight_changes import loss_changes
 from neurank.observe.weight_loss import watching_loss
@@ -278,3 +279,29 @@ def test_a_dead_unit_and_an_input_that_is_zero_cost_nothing():
     assert not found.changes["fc.weight"][1].any()
     assert not found.changes["fc.weight"][:, 2].any()
     assert bool(found.changes["fc.weight"][0, :2].all())
+
+
+def test_a_loss_that_cannot_be_computed_in_double_is_refused():
+    def weighted(outputs, targets):
+        shares = torch.ones(3, dtype=torch.float32)
+        return functional.cross_entropy(outputs, targets, weight=shares, reduction="none")
+
+    batches = [(torch.randn(4, 4), torch.arange(4) % 3)]
+    with (
+        pytest.raises(MethodError, match=r"weighted cannot take float64 outputs.*to\(outputs\)"),
+        looked_at(nn.Linear(4, 3), batches, loss=weighted) as watched,
+    ):
+        loss_changes(watched, watched.weights)
+
+
+def test_a_map_of_one_place_that_is_widened():
+    """The bridge makes four numbers of one."""
+    torch.manual_seed(0)
+    model = chain(
+        conv=conv(2, 3, 3), wide=nn.AdaptiveAvgPool2d(2), act=nn.Tanh(), flat=nn.Flatten(),
+        out=nn.Linear(12, 3),
+    ).double()  # fmt: skip
+    batches = [(torch.randn(5, 2, 3, 3, dtype=torch.float64), torch.arange(5) % 3)]
+    found, wanted = found_and_wanted(model, batches)
+    check(found, wanted)
+    assert found.ways["conv.weight"] == ADDITIVE

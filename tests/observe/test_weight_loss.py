@@ -153,3 +153,13 @@ def test_data_that_are_refused(data, reason):
 
 def test_a_loss_has_a_name():
     assert loss_name(slow.cross_entropy) == "cross_entropy"
+
+
+def test_a_tied_weight_has_the_slopes_of_all_its_places():
+    model = tied().double()
+    batches = [(inputs.double(), targets) for inputs, targets in DATA]
+    with looked_at(model, batches) as watched:
+        assert watched.names == ("first.weight",)
+        found = watched.gradient()["first.weight"]
+    wanted = slow.gradients(model, batches, ["first.weight"])["first.weight"]
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-14)

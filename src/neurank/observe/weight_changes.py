@@ -18,11 +18,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from neurank.errors import ModelError
+from neurank.errors import MethodError, ModelError
 from neurank.observe.additive import _convolution_arguments
 from neurank.observe.door import check_trace, device_of
 from neurank.observe.execution import Runner, runner
-from neurank.observe.weight_loss import Tensors, WeightLoss
+from neurank.observe.weight_loss import Tensors, WeightLoss, loss_name
 from neurank.observe.weight_places import (
     ADDITIVE,
     FULL,
@@ -74,12 +74,13 @@ def loss_changes(watched: WeightLoss, moves: Tensors) -> LossChanges:
         If a loss is NaN or infinite.
     """
     try:
-        inputs, _ = next(iter(watched.examples))
+        inputs, targets = next(iter(watched.examples))
         graph = trace(watched.model, inputs.to(device_of(watched.model)))
         running = _in_double(runner(graph, watched.model, watched.examples.device), watched.model)
         check_trace(watched.model, _Widening(**vars(running)), watched.examples)
     except ModelError:
         return _by_full_forwards(watched, moves)
+    _check_loss(watched, running, inputs, targets)
     found, ways = {}, {}
     for name, move in moves.items():
         place = _place(name, running, inputs)
@@ -87,6 +88,19 @@ def loss_changes(watched: WeightLoss, moves: Tensors) -> LossChanges:
         found[name] = work.changes().reshape(move.shape).cpu()
         ways[name] = work.place.way
     return LossChanges(found, ways)
+
+
+def _check_loss(watched: WeightLoss, running: Runner, inputs: Tensor, targets: Tensor) -> None:
+    """Refuse a loss that cannot take float64 outputs."""
+    with torch.no_grad():
+        (outputs,) = running.forward(_double(inputs))
+    try:
+        watched.losses(outputs, targets, "on batch 1")
+    except RuntimeError as error:  # torch's; ours are ValueErrors
+        raise MethodError(
+            f"the loss {loss_name(watched.loss)} cannot take float64 outputs, in which its changes "
+            f"are computed ({error}): convert its constants inside it, such as weight.to(outputs)"
+        ) from error
 
 
 def _place(weight: str, running: Runner, inputs: Tensor) -> Place:
@@ -139,7 +153,7 @@ class _Work:
 
     def changes(self) -> Tensor:
         """Compute the change of the mean loss for every weight, (weights,)."""
-        if self.place.way == NOTHING:
+        if self.place.way == NOTHING or not self.move.any():
             return torch.zeros(self.move.numel(), dtype=torch.float64)
         compute = self._rerun if self.place.way == RERUN else self._row_by_row
         with torch.no_grad():
@@ -273,7 +287,7 @@ class _Work:
     ) -> Iterator["_Pairs"]:
         """Yield pairs of weight and example for which what is read of the channel moves."""
         size = max(16, BLOCK_BYTES // (DOUBLE * self.place.floats))
-        if added.shape[2] == 1 and self.place.way == ADDITIVE:
+        if added.shape[2] == read.shape[1] == 1 and self.place.way == ADDITIVE:
             # one number each: cheaper to look at all of them than to pick first
             difference = channel.bridged((added + before).reshape(-1, 1)).view_as(added) - read
             weights, examples, _ = difference.nonzero(as_tuple=True)
