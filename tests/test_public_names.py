@@ -16,7 +16,7 @@ DOCUMENTED = {
     "ExactShapley": "method", "PermutationShapley": "method", "ImportanceSwitch": "method",
     "PairShapley": "method", "TruncatedShapley": "method", "TwoStageShapley": "method",
     "value_table": "all coalitions", "ValueTable": "result",
-    "WeightNorm": "method", "RandomScore": "method",
+    "WeightNorm": "method", "NonzeroWeights": "method", "RandomScore": "method",
     "Taylor": "method", "MeanReplacementSaliency": "method", "MeanReplacementPenalty": "method",
     "plan_in_rounds": "rank again and again", "RunningRanking": "average along a training",
     "weights": "single weights", "watch": "beside a training", "Watching": "result",

@@ -15,6 +15,7 @@ from neurank.observe.value import Accuracy, Margin, NegativeLoss, Recall
 from neurank.rankers.exact_shapley import ExactShapley
 from neurank.rankers.importance_switch import ImportanceSwitch
 from neurank.rankers.mean_replacement import MeanReplacementPenalty
+from neurank.rankers.nonzero_weights import NonzeroWeights
 from neurank.rankers.pair_shapley import PairShapley
 from neurank.rankers.permutation_shapley import PermutationShapley
 from neurank.rankers.random_score import RandomScore
@@ -43,6 +44,7 @@ __all__ = [
     "MeanReplacementPenalty",
     "MeanReplacementSaliency",
     "NegativeLoss",
+    "NonzeroWeights",
     "PairShapley",
     "ParquetLog",
     "PermutationShapley",

@@ -49,7 +49,9 @@ from neurank.observe.switchboard import Switchboard, coupled_switchboard, switch
 from neurank.observe.value import Value, counted, is_accuracy
 from neurank.progress import reporting
 from neurank.text import legible
-from neurank.units.space import Chain, UnitSpace, unit_space
+from neurank.units.graph import Weight
+from neurank.units.rules import CONVOLUTIONS, PRODUCERS
+from neurank.units.space import Chain, UnitRead, UnitSpace, unit_space
 from neurank.units.split import Split, split_at, suffix_split
 from neurank.units.trace import logits_of, trace
 
@@ -96,7 +98,7 @@ class Chunk:
 
 @dataclass(frozen=True)
 class UnitWeights:
-    """The incoming weights of units in one of the layers that compute them.
+    """The weights of units in one of the layers that compute them, or that read them.
 
     Attributes
     ----------
@@ -144,6 +146,13 @@ class Observer(ABC):
     @abstractmethod
     def weights(self, layer: str) -> tuple["UnitWeights", ...]:
         """Return the weights of a layer and of all that it is tied to."""
+
+    @abstractmethod
+    def outgoing(self, layer: str) -> tuple["UnitWeights | None", ...]:
+        """Return the weights by which each reader weighs a layer's units.
+
+        None stands for a reader that is no convolution or linear layer with a weight of its own.
+        """
 
     @abstractmethod
     def ways(self, layer: str) -> tuple[str, ...]:
@@ -256,6 +265,10 @@ class TracedObserver(Observer):
             UnitWeights(self.runner.tensors[rows.tensor].movedim(rows.axis, 0), rows.units)
             for rows in self.space.rows(layer)
         )
+
+    def outgoing(self, layer: str) -> tuple["UnitWeights | None", ...]:
+        """Return the weights by which each reader weighs a layer's units."""
+        return tuple(_outgoing(read, self.runner) for read in self.space[layer].reads)
 
     def ways(self, layer: str) -> tuple[str, ...]:
         """Say how coalitions of the layer can become logits, the usual way first."""
@@ -526,6 +539,11 @@ class HookedObserver(Observer):
         assert isinstance(weight, Tensor)
         return (UnitWeights(weight.detach(), tuple(range(len(weight)))),)
 
+    def outgoing(self, layer: str) -> tuple["UnitWeights | None", ...]:
+        """Who reads a layer is not known of a model that cannot be traced."""
+        del layer
+        return (None,)
+
     def ways(self, layer: str) -> tuple[str, ...]:
         """Say how coalitions of the layer can become logits."""
         del layer
@@ -663,6 +681,20 @@ def refused_layers(observer: Observer) -> Mapping[str, str]:
 def model_digest(model: nn.Module) -> str:
     """Return one digest of all parameters and buffers with their names."""
     return tensors_digest({name: tensor.detach() for name, tensor in model.state_dict().items()})
+
+
+def _outgoing(read: UnitRead, runner: Runner) -> UnitWeights | None:
+    operation = runner.graph.by_name[read.operation]
+    weight = operation.args[1] if operation.kind in PRODUCERS else None
+    if not isinstance(weight, Weight) or read.kind != "sum":
+        return None
+    values = runner.tensors[weight.name]
+    if operation.kind in CONVOLUTIONS:  # (outputs, inputs of a group, ...)
+        groups = len(read.units) // values.shape[1]
+        values = values.reshape(groups, -1, *values.shape[1:]).transpose(1, 2).flatten(0, 1)
+    elif operation.kind == "linear":
+        values = values.T
+    return UnitWeights(values, read.units)
 
 
 def _winners(game: Game, seed: int) -> Tensor:

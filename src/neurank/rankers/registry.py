@@ -8,6 +8,7 @@ from neurank.rankers.exact_shapley import ExactShapley
 from neurank.rankers.importance_switch import ImportanceSwitch
 from neurank.rankers.mean_replacement import MeanReplacementPenalty
 from neurank.rankers.method import Method
+from neurank.rankers.nonzero_weights import NonzeroWeights
 from neurank.rankers.pair_shapley import PairShapley
 from neurank.rankers.permutation_shapley import PermutationShapley
 from neurank.rankers.random_score import RandomScore
@@ -28,6 +29,7 @@ METHODS: Mapping[str, type[Method]] = MappingProxyType(
         "mean-replacement": MeanReplacementSaliency,
         "mean-replacement-penalty": MeanReplacementPenalty,
         "weight-norm": WeightNorm,
+        "nonzero-weights": NonzeroWeights,
         "random": RandomScore,
     }
 )
