@@ -19,6 +19,26 @@ from neurank.condense.condensed import condense
 from neurank.condense.plan import Plan
 from neurank.condense.surgery import Cut
 from neurank.errors import CondenseError
+from neurank.observe import observer
+from neurank.units.trace import trace
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _traced_once():
+    """Trace networks of one class and shape once: the trace takes most of the time and holds no
+    weights. That it is the forward pass of the network at hand is checked whenever it is used."""
+    traces = {}
+
+    def of_its_shape(model, inputs):
+        shapes = tuple((name, tensor.shape) for name, tensor in model.state_dict().items())
+        key = (type(model), shapes, inputs.shape[1:], inputs.dtype)
+        if key not in traces:
+            traces[key] = trace(model, inputs)
+        return traces[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(observer, "trace", of_its_shape)
+        yield
 
 
 def condensation(model, plan, data, **settings):
