@@ -1,13 +1,14 @@
 """Running a traced forward pass, or a part of it, on the live weights of the model."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from neurank.observe.pooling import in_slices
 from neurank.units.graph import Graph, Operation, Ref, Weight, map_leaves, reads_only_shape
 from neurank.units.rules import CONVOLUTIONS
 
@@ -87,6 +88,7 @@ class Runner:
 
 def runner(graph: Graph, model: nn.Module, device: torch.device) -> Runner:
     """Pair a graph with the model's tensors, on `device`; the model itself is not moved."""
+    graph = replace(graph, operations=tuple(map(in_slices, graph.operations)))
     named: dict[str, Tensor] = {
         **dict(model.named_parameters(remove_duplicate=False)),
         **dict(model.named_buffers(remove_duplicate=False)),

@@ -8,15 +8,17 @@ import torch
 from torch import Tensor
 
 from neurank.observe.execution import Runner, weight_and_bias
+from neurank.observe.pooling import in_slices
 from neurank.units.graph import Operation, Ref, Weight
 from neurank.units.rules import CONVOLUTIONS
 
 
 def lowered(suffix: tuple[Operation, ...], runner: Runner) -> tuple[tuple[Operation, ...], Runner]:
-    """Fold every BatchNorm with fixed statistics into the convolution before it.
+    """Fold every BatchNorm with fixed statistics into the convolution before it; pool by slices.
 
     ``scale * (W x + b) + shift = (scale * W) x + (scale * b + shift)``: one pass over the maps
-    less for each. The results are equal up to rounding.
+    less for each. The results are equal up to rounding. Max pooling is that of
+    `neurank.observe.pooling`.
 
     Parameters
     ----------
@@ -39,7 +41,8 @@ def lowered(suffix: tuple[Operation, ...], runner: Runner) -> tuple[tuple[Operat
         arguments = (convolution.args[0], *map(Weight, names), *convolution.args[3:])
         del kept[convolution.name]
         kept[norm.name] = replace(convolution, name=norm.name, args=arguments)
-    return tuple(kept.values()), replace(runner, tensors=tensors)
+    operations = tuple(in_slices(operation) for operation in kept.values())
+    return operations, replace(runner, tensors=tensors)
 
 
 def in_bfloat16(

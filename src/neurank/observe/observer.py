@@ -493,7 +493,7 @@ class TracedObserver(Observer):
             game = OutputGame if self._has_closed_form(split) else SuffixGame
             return game(active=(on != off).any(dim=2), **common)
         base, added = contribute(split.consumer, self.runner, on - off, off, shape)
-        active = (added.flatten(2) != 0).any(dim=2)
+        active = ~(added.flatten(2).abs().amax(dim=2) == 0)  # NaN is not 0
         if head is not None and not self._stays_finite(split, runner, base, added):
             head = None  # the path that looks at every number says which coalition overflows
         return AdditiveGame(active=active, base=base, contributions=added, head=head, **common)
