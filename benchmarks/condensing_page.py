@@ -135,12 +135,14 @@ def sweep(name, found):
     """Give one network's table and curves."""
     setting = DATA[name].format(chosen=f"{found['chosen on']:,}", tested=f"{found['tested on']:,}")
     whole = found["whole"]
+    missing = [it for it in DRAWN if it not in {ranker(row) for row in found["rows"]}]
     budgets = sorted({row["fewer"] for row in found["rows"]})
     lines = [
         f"### {NAMES[name]}",
         "",
         f"{setting}{few_looked_at(found)}. The whole network: {100 * whole['accuracy']:.1f} %, "
-        f"{whole['multiply-adds']:,} multiply-adds, {whole['parameters']:,} parameters.",
+        f"{whole['multiply-adds']:,} multiply-adds, {whole['parameters']:,} parameters."
+        + (f" Not measured so far: {', '.join(missing)}." if missing else ""),
         "",
         f"![accuracy over multiply-adds of {NAMES[name]}](images/condensing_{name}.png)",
         "",
@@ -280,7 +282,8 @@ def times(found):
         "the larger batch. `its widths`: as many units of each layer as torch-pruning left. "
         "Seconds are those of the process itself, since other work ran beside it. Ratios are to "
         "the whole network: below the ratio of multiply-adds nothing can be expected. Accuracy is "
-        f"without retraining, on test pictures: {pictures}.",
+        f"without retraining, on test pictures: {pictures}; where its cell is empty, neither it "
+        "nor the plan with both budgets was measured.",
         "",
         "| network | batch | which | multiply-adds | ratio | milliseconds | ratio | accuracy "
         "| file, bytes | memory of one example, bytes |",

@@ -296,6 +296,7 @@ def test_the_page_says_what_was_measured(found):
     assert "| torch-pruning Taylor, inner layers | zero | **83.0 %** | 60.0 % (at 35) |  |" in lines
     assert "97.11 % after 1, 98.77 % after 7 epochs" in text
     assert "| Taylor | mean | 93.33 % | 98.55 % |" in lines
+    assert "Not measured so far: RandomScore, WeightNorm, MeanReplacementSaliency, torch-" in text
     assert "ImportanceSwitch for 3 epochs, 39 steps with 20 pictures each" in text
     assert "one pass over 100 of them (standard error of a unit's value 0.0123, standard" in text
     timed = "| 500 | 0.50 | 4.00 (3.00 to 5.00) | 0.50 | 40.0 % | 4,321 | 1,234 |"
