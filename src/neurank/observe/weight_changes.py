@@ -222,7 +222,8 @@ class _Work:
         sums = torch.zeros_like(moves)
         label = f"loss changes of {legible(self.place.weight)}"
         for chunk in self._chunks(self._examples_at_once):
-            columns = self._columns(chunk.known[self.place.before])
+            numbers = self._columns(chunk.known[self.place.before])
+            columns = _Columns(numbers, _sizes(numbers))
             with reporting(label, rows, show=self.watched.progress) as step:
                 for row in range(rows):
                     sums[row] += self._changes_of_row(chunk, columns, row, moves[row])
@@ -258,51 +259,69 @@ class _Work:
         arguments = self.place.layer.args if self.place.layer is not None else ()
         return int(arguments[GROUPS_PLACE]) if len(arguments) > GROUPS_PLACE else 1
 
-    def _changes_of_row(self, chunk: _Chunk, columns: Tensor, row: int, move: Tensor) -> Tensor:
+    def _changes_of_row(self, chunk: _Chunk, columns: "_Columns", row: int, move: Tensor) -> Tensor:
         """Sum the changes of the examples' losses for each weight of a row, (weights,)."""
         layer = self.place.layer
         assert layer is not None
         results = chunk.known[layer.name]
         before = results.select(self.place.axis, row).reshape(len(results), -1)
-        group = columns[row * len(columns) // len(self.move)]
         channel = _Channel(self.place, self.running, row, results.shape)
-        read = channel.bridged(before) if self.place.way == ADDITIVE else before
-        weights, examples, positions = group.shape
-        sums = torch.zeros(weights, dtype=torch.float64, device=move.device)
-        size = max(1, BLOCK_BYTES // (DOUBLE * examples * positions))
-        for first in range(0, weights, size):
-            some = slice(first, first + size)
-            added = move[some, None, None] * group[some]  # (some, examples, positions)
-            for pairs in self._moving(added, before, read, channel):
-                if not len(pairs.weights):
-                    continue
-                outputs = channel.outputs(chunk, pairs)
-                losses = self._losses(outputs, chunk.targets[pairs.examples])
-                differences = losses - chunk.losses[pairs.examples]
-                sums.index_add_(0, first + pairs.weights, differences)
+        some = columns.of(row * columns.groups // len(self.move))
+        sums = torch.zeros_like(move)
+        for pairs in self._moving(some, move, before, channel):
+            if not len(pairs.weights):
+                continue
+            outputs = channel.outputs(chunk, pairs)
+            losses = self._losses(outputs, chunk.targets[pairs.examples])
+            sums.index_add_(0, pairs.weights, losses - chunk.losses[pairs.examples])
         return sums
 
     def _moving(
-        self, added: Tensor, before: Tensor, read: Tensor, channel: "_Channel"
+        self, columns: "_Columns", move: Tensor, before: Tensor, channel: "_Channel"
     ) -> Iterator["_Pairs"]:
         """Yield pairs of weight and example for which what is read of the channel moves."""
+        numbers = columns.numbers[0]  # (weights, examples, positions)
+        reach = move.abs()[:, None] * columns.peaks[0]  # no place of the channel moves further
+        floor = 0 * before[:, 0]
+        if self.place.silences:
+            # a channel that the ReLU silences wherever the weight is gives the same
+            floor = (-before.amax(dim=1)).clamp(min=0)
+        weights, examples = (reach > floor).nonzero(as_tuple=True)
+        read = channel.bridged(before) if self.place.way == ADDITIVE else before
         size = max(16, BLOCK_BYTES // (DOUBLE * self.place.floats))
-        if added.shape[2] == read.shape[1] == 1 and self.place.way == ADDITIVE:
-            # one number each: cheaper to look at all of them than to pick first
-            difference = channel.bridged((added + before).reshape(-1, 1)).view_as(added) - read
-            weights, examples, _ = difference.nonzero(as_tuple=True)
-            for some in zip(torch.split(weights, size), torch.split(examples, size), strict=True):
-                yield _Pairs(*some, difference[some])
-            return
-        weights, examples = added.any(dim=2).nonzero(as_tuple=True)
-        for some in zip(torch.split(weights, size), torch.split(examples, size), strict=True):
-            moved, numbers = added[some], some[1]
-            if self.place.way == ADDITIVE:
-                moved = channel.bridged(before[numbers] + moved) - read[numbers]
-                alive = moved.any(dim=1)
-                yield _Pairs(some[0][alive], numbers[alive], moved[alive])
-            else:
-                yield _Pairs(*some, moved)
+        for which, rows in zip(
+            torch.split(weights, size), torch.split(examples, size), strict=True
+        ):
+            moved = move[which, None] * numbers[which, rows]
+            if self.place.way != ADDITIVE:
+                yield _Pairs(which, rows, moved)
+                continue
+            moved = channel.bridged(before[rows] + moved) - read[rows]
+            alive = _sizes(moved) > 0
+            yield _Pairs(which[alive], rows[alive], moved[alive])
+
+
+@dataclass(frozen=True)
+class _Columns:
+    """What the weights of a row are multiplied with.
+
+    Attributes
+    ----------
+    numbers : (groups, weights of a row, examples, positions).
+    peaks : (groups, weights of a row, examples), the largest size among the positions.
+    """
+
+    numbers: Tensor
+    peaks: Tensor
+
+    @property
+    def groups(self) -> int:
+        """How many groups of rows there are that read different channels."""
+        return len(self.numbers)
+
+    def of(self, group: int) -> "_Columns":
+        """Return those of one group."""
+        return _Columns(self.numbers[group : group + 1], self.peaks[group : group + 1])
 
 
 @dataclass(frozen=True)
@@ -406,6 +425,12 @@ class _Channel:
         assert last is not None
         assert last.shape is not None
         return moved.reshape(len(moved), 1, *(int(size or 1) for size in last.shape[2:]))
+
+
+def _sizes(numbers: Tensor) -> Tensor:
+    """Return the largest size along the last axis, NaN where there is one."""
+    sizes: Tensor = torch.linalg.vector_norm(numbers, ord=torch.inf, dim=-1)
+    return sizes
 
 
 def _by_full_forwards(watched: WeightLoss, moves: Tensors) -> LossChanges:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
 
-from neurank.units.channelwise import ELEMENTWISE, is_channelwise
+from neurank.units.channelwise import ELEMENTWISE, FLATTENING, is_channelwise
 from neurank.units.graph import Graph, Operation, Ref, Weight
 from neurank.units.rules import CONVOLUTIONS, GROUPS_PLACE
 
@@ -14,6 +14,9 @@ RERUN = "one pass of what is below the weight, per weight"
 FULL = "one full forward per weight"
 NOTHING = "never read"
 """How changes of the loss are computed, in the words of the records."""
+
+_KEEP_SIGNS = FLATTENING | {"max_pool1d", "max_pool2d", "max_pool3d", "dropout", "feature_dropout"}
+"""They pick numbers and change none; what is nowhere above 0 stays so."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,16 @@ class Place:
         assert self.layer.shape is not None
         units = self.layer.shape[self.axis] or 1
         return prod(size or 1 for size in self.layer.shape) // units
+
+    @property
+    def silences(self) -> bool:
+        """Whether a channel that is nowhere above 0 is read as one that is 0 everywhere."""
+        for operation in self.bridge:
+            if operation.kind == "relu":
+                return True
+            if operation.kind not in _KEEP_SIGNS:
+                return False
+        return False
 
     @property
     def floats(self) -> int:
