@@ -1,6 +1,7 @@
 """What all tests share: real data, and no deadline for properties on a busy machine."""
 
 import os
+import sys
 from pathlib import Path
 from typing import NoReturn
 
@@ -25,10 +26,11 @@ def _threads():
     Entry points see to that themselves; tests that call compiled loops directly do not, and on a
     busy machine two threads take many times as long as one for the small networks of all others.
     """
-    from neurank.modes import threads_as_torch
+    if "numba" in sys.modules:
+        from neurank.modes import threads_as_torch
 
-    with threads_as_torch():
-        pass
+        with threads_as_torch():
+            pass
 
 
 @pytest.fixture(scope="session")
