@@ -6,15 +6,17 @@ exact, take a forward pass of what is above each layer besides.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
+from neurank.errors import UnitError
 from neurank.observe.examples import Batch, Examples
 from neurank.observe.execution import Runner
 from neurank.observe.observer import TracedObserver
-from neurank.observe.removal import read_places
+from neurank.observe.removal import Gathered, gathered, read_places
 from neurank.observe.slopes import Sums, by_unit
 from neurank.observe.taps import Seen, Tapped, seen, tapped
 from neurank.observe.value import NegativeLoss
@@ -300,14 +302,82 @@ class Penalties:
 
 
 def penalties(watching: TracedObserver, layer: str) -> Penalties:
-    """Replace each unit alone by its mean, before the nonlinearity, and see how losses change."""
-    exact = replace(watching, value=NegativeLoss(), removal="pre-mean")
+    """Replace each unit alone by its mean, before the nonlinearity, and see how losses change.
+
+    Where what is left of a unit is no constant at its readers, as behind a LayerNorm, the whole
+    network is run for each unit.
+    """
     width = watching.width(layer)
     total = torch.zeros(width, dtype=torch.float64)
     largest = torch.zeros(width, dtype=torch.float64)
+    try:
+        for changes in _in_games(watching, layer):
+            total += changes.sum(dim=0)
+            largest = torch.maximum(largest, changes.amax(dim=0))
+    except UnitError:
+        total, largest = _in_full(watching, layer)
+    return Penalties(total / watching.examples.count, largest)
+
+
+def _in_games(watching: TracedObserver, layer: str) -> Iterator[Tensor]:
+    """Yield how much the losses of some examples change, (examples, units)."""
+    exact = replace(watching, value=NegativeLoss(), removal="pre-mean")
     for game in exact.games(layer):
         values, whole = game.left_out()
-        changes = torch.from_numpy(values - whole[:, None]).abs()
-        total += changes.sum(dim=0)
-        largest = torch.maximum(largest, changes.amax(dim=0))
-    return Penalties(total / watching.examples.count, largest)
+        yield torch.from_numpy(values - whole[:, None]).abs()
+
+
+@dataclass(frozen=True)
+class _Replacing:
+    """Puts constants in the place of some entries along an axis."""
+
+    __name__: ClassVar[str] = "replaced"
+    constants: Tensor
+    entries: Tensor
+    axis: int
+
+    def __call__(self, value: Tensor) -> Tensor:
+        shape = [-1 if axis == self.axis else 1 for axis in range(value.ndim)]
+        constants = self.constants.to(value.dtype).reshape(shape).expand_as(value)
+        chosen = constants.index_select(self.axis, self.entries)
+        return value.index_copy(self.axis, self.entries, chosen)
+
+
+def _in_full(watching: TracedObserver, layer: str) -> tuple[Tensor, Tensor]:
+    """Sum and largest change of the examples' losses, (units,) each; one pass per unit."""
+    whole, examples = watching.runner, watching.examples
+    tapping = tapped(watching.space, (layer,), whole, examples, "pre")
+    means = gathered("pre-mean", (watching.space[layer],), whole, examples)
+    total, largest = [], []
+    with torch.inference_mode():
+        before = _losses(whole, examples)
+        for unit in range(watching.width(layer)):
+            changes = (_losses(_without(unit, tapping, means), examples) - before).abs()
+            total.append(changes.sum())
+            largest.append(changes.max())
+    return torch.stack(total), torch.stack(largest)
+
+
+def _without(unit: int, tapping: Tapped, means: Mapping[str, Gathered]) -> Runner:
+    """Let the taps replace a unit by its mean."""
+    targets = {}
+    for tap in tapping.taps:
+        constants = means[tap.key].pooled(tap.cells)
+        entries = (torch.tensor(tap.units) == unit).nonzero()[:, 0].to(constants.device)
+        targets[tap.name] = _Replacing(constants, entries, tap.axis)
+    graph = tapping.runner.graph
+    operations = tuple(
+        replace(it, target=targets[it.name]) if it.name in targets else it
+        for it in graph.operations
+    )
+    return Runner(replace(graph, operations=operations), tapping.runner.tensors)
+
+
+def _losses(runner: Runner, examples: Examples) -> Tensor:
+    """Compute each example's cross-entropy, (examples,) float64."""
+    found = []
+    for inputs, targets in examples:
+        (logits,) = runner.forward(inputs)
+        losses = functional.cross_entropy(logits.to(torch.float64), targets, reduction="none")
+        found.append(losses.cpu())
+    return torch.cat(found)

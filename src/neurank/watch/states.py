@@ -27,8 +27,9 @@ class Thresholds:
     frozen : the largest derivative of any example's loss by what the unit's layer gives, as a share
         of the mean L1 norm of the derivatives by the logits.
     dead : the largest change of any example's loss when the unit is replaced by its mean, in nats.
-    constant : how far what a unit gives is spread, as a share of the largest value of its layer.
-    fan_out : the L1 norm of outgoing weights, as a share of the largest of the layer.
+    constant : how far what a unit gives is spread, as a share of its largest value in size, or of
+        the median of these in its layer, whichever is larger.
+    fan_out : the L1 norm of outgoing weights, as a share of the layer's median.
 
     Raises
     ------
@@ -86,8 +87,8 @@ def judged(
     """
     constant = _narrow(signs.given.low, signs.given.high, thresholds.constant)
     saturated = _narrow(signs.read.low, signs.read.high, thresholds.constant)
-    largest = signs.fan_out_norm.nan_to_num().max().clamp(min=torch.finfo(torch.float64).tiny)
-    unread = signs.fan_out_norm <= thresholds.fan_out * largest  # NaN is not
+    usual = signs.fan_out_norm.nan_to_num().median()
+    unread = signs.fan_out_norm <= thresholds.fan_out * usual  # NaN is not
     nothing = torch.zeros_like(constant)
     harmless = nothing if penalties is None else penalties.largest <= thresholds.dead
     frozen = (signs.gradient_peak <= thresholds.frozen * signal) & (signal > 0)
@@ -107,8 +108,9 @@ def judged(
 
 
 def _narrow(low: Tensor, high: Tensor, share: float) -> Tensor:
-    largest = torch.maximum(low.abs(), high.abs()).max()
-    return high - low <= share * largest
+    sizes = torch.maximum(low.abs(), high.abs())
+    # The median, since one unit that explodes must not make all others look constant.
+    return high - low <= share * torch.maximum(sizes, sizes.median())
 
 
 @dataclass(frozen=True)

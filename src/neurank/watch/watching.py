@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 import torch
 from torch import nn
+from torch.nn.modules.conv import _ConvNd
 from torch.optim import Optimizer
 
 from neurank.errors import MethodError, ModelError, UnitError
@@ -20,6 +21,7 @@ from neurank.observe.observer import MEMORY, TracedObserver, choose_layers, obse
 from neurank.observe.value import Accuracy
 from neurank.observe.vital_signs import Held, penalties, sighting
 from neurank.progress import reporting
+from neurank.units.space import UnitSpace
 from neurank.watch.attack import _was_skipped
 from neurank.watch.states import Thresholds, Vitals, vitals_of
 
@@ -131,8 +133,29 @@ class _View:
                     found[name] = penalties(observer, name)
                     advance(name)
         return vitals_of(
-            seen, found, step=step, thresholds=thresholds, refused=observer.space.refused
+            seen,
+            found,
+            step=step,
+            thresholds=thresholds,
+            refused={**observer.space.refused, **_idle(observer.space, self.model)},
         )
+
+
+def _idle(space: UnitSpace, model: nn.Module) -> dict[str, str]:
+    """Name the layers that the outputs do not depend on, with the reason."""
+    named = dict(model.named_parameters(remove_duplicate=False))
+    used = {
+        id(named[name])
+        for operation in space.graph.needed_for((space.graph.output,))
+        for name in operation.weights
+        if name in named
+    }
+    return {
+        name: "it never runs, or nothing comes of what it gives"
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | _ConvNd)
+        and not any(id(it) in used for it in module.parameters())
+    }
 
 
 def _hidden(observer: TracedObserver, layers: Sequence[str] | None) -> tuple[str, ...]:
