@@ -4,7 +4,7 @@ from functools import cache
 
 import pytest
 import torch
-from tests.architectures import ARCHITECTURES, architecture
+from tests.architectures import ARCHITECTURES, architecture, slow_where_tracing_is
 
 from neurank.observe.execution import runner
 from neurank.units.trace import trace
@@ -51,7 +51,7 @@ def test_rows_do_not_depend_on_each_other(name):
     torch.testing.assert_close(apart, outputs, rtol=1e-9, atol=1e-9)
 
 
-@EVERY
+@pytest.mark.parametrize("name", slow_where_tracing_is(one.name for one in ARCHITECTURES))
 def test_the_traced_pass_is_the_model_at_other_batch_sizes(name):
     model, inputs, _, outputs = prepared(name)
     traced = runner(trace(model, inputs[:2]), model, torch.device("cpu"))

@@ -4,6 +4,10 @@ Each is an own definition of the operations and couplings that make its family h
 sums, concatenations, groups, gates, shared modules, reshapes. Weights are drawn, never loaded.
 """
 
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
 from tests.architectures.architecture import Architecture
 from tests.architectures.attention import ATTENTION
 from tests.architectures.chains import CHAINS
@@ -32,10 +36,30 @@ ARCHITECTURES: tuple[Architecture, ...] = (
 )
 """Every architecture."""
 
+SLOW_TO_TRACE = {
+    "resnet-bottleneck", "resnext-many-groups", "resnext-two-groups", "res2net", "inception-v3",
+    "mobilenet-v3", "efficientnet", "vit-written-attention", "deit-mean", "gru",
+}  # fmt: skip
+"""Each has a sister that is quicker; all are in the slow tests."""
+
+
+def slow_where_tracing_is(names: Iterable[str]) -> list[Any]:
+    """Parameters for a test that traces each: those that take long are left to the slow tests."""
+    return [
+        pytest.param(name, marks=[pytest.mark.slow] if name in SLOW_TO_TRACE else [])
+        for name in names
+    ]
+
 
 def architecture(name: str) -> Architecture:
     """Look an architecture up by its name."""
     return next(one for one in ARCHITECTURES if one.name == name)
 
 
-__all__ = ["ARCHITECTURES", "Architecture", "architecture"]
+__all__ = [
+    "ARCHITECTURES",
+    "SLOW_TO_TRACE",
+    "Architecture",
+    "architecture",
+    "slow_where_tracing_is",
+]

@@ -9,7 +9,7 @@ import copy
 
 import pytest
 import torch
-from tests.architectures import architecture
+from tests.architectures import SLOW_TO_TRACE, architecture, slow_where_tracing_is
 from tests.condense.nets import error, everything
 from tests.condense.zoo import (
     NAMES,
@@ -33,19 +33,7 @@ from neurank.units.trace import logits_of
 EVERY = pytest.mark.parametrize("name", NAMES)
 REMOVALS = ("zero", "mean")
 
-SLOW_TO_TRACE = {
-    "resnet-bottleneck", "resnext-many-groups", "resnext-two-groups", "res2net", "inception-v3",
-    "mobilenet-v3", "efficientnet", "vit-written-attention", "deit-mean", "gru",
-}  # fmt: skip
-"""Each has a sister that is quicker; all are in the slow tests."""
-
-QUICK = pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=[pytest.mark.slow] if name in SLOW_TO_TRACE else [])
-        for name in NAMES
-    ],
-)
+QUICK = pytest.mark.parametrize("name", slow_where_tracing_is(NAMES))
 
 REFUSED = {
     **{("cbam-resnet", f"blocks.{at}.attention.space"): "stretched over several units by mul"
