@@ -80,7 +80,7 @@ def loss_changes(watched: WeightLoss, moves: Tensors) -> LossChanges:
         check_trace(watched.model, _Widening(**vars(running)), watched.examples)
     except ModelError:
         return _by_full_forwards(watched, moves)
-    _check_loss(watched, running, inputs, targets)
+    _check_loss(watched, running, inputs[:2], targets[:2])
     found, ways = {}, {}
     for name, move in moves.items():
         place = _place(name, running, inputs)
@@ -281,14 +281,22 @@ class _Work:
     ) -> Iterator["_Pairs"]:
         """Yield pairs of weight and example for which what is read of the channel moves."""
         numbers = columns.numbers[0]  # (weights, examples, positions)
+        read = channel.bridged(before) if self.place.way == ADDITIVE else before
+        size = max(16, BLOCK_BYTES // (DOUBLE * self.place.floats))
+        if numbers.shape[2] == read.shape[1] == 1 and self.place.way == ADDITIVE:
+            # one number each: cheaper to look at all of them than to pick first
+            after = move[:, None, None] * numbers + before
+            difference = channel.bridged(after.reshape(-1, 1)).view_as(after) - read
+            weights, examples, _ = difference.nonzero(as_tuple=True)
+            for some in zip(torch.split(weights, size), torch.split(examples, size), strict=True):
+                yield _Pairs(*some, difference[some])
+            return
         reach = move.abs()[:, None] * columns.peaks[0]  # no place of the channel moves further
         floor = 0 * before[:, 0]
         if self.place.silences:
             # a channel that the ReLU silences wherever the weight is gives the same
             floor = (-before.amax(dim=1)).clamp(min=0)
         weights, examples = (reach > floor).nonzero(as_tuple=True)
-        read = channel.bridged(before) if self.place.way == ADDITIVE else before
-        size = max(16, BLOCK_BYTES // (DOUBLE * self.place.floats))
         for which, rows in zip(
             torch.split(weights, size), torch.split(examples, size), strict=True
         ):
