@@ -1,8 +1,10 @@
 """Watching beside a training: what is counted, what is left alone, what goes on."""
 
 import copy
+import re
 import statistics
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -391,6 +393,23 @@ def test_units_behind_a_layernorm_get_exact_penalties_too():
             changes = (losses - whole).abs()
             assert float(layer.penalties.mean[unit]) == pytest.approx(float(changes.mean()))
             assert float(layer.penalties.largest[unit]) == pytest.approx(float(changes.max()))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # Lightning warns about itself
+def test_the_page_on_watching_runs_as_it_stands(capsys):
+    for name in ("pyarrow", "lightning.pytorch"):
+        pytest.importorskip(name, reason=f"{name} is not installed, which the page needs")
+    page = (Path(__file__).parents[2] / "docs" / "watching.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    assert len(blocks) == 4
+    names = {}
+    for block in blocks:
+        exec(block, names)  # one after the other, as a reader does
+    assert [vitals.step for vitals in names["watching"].history] == [0, 20, 24]
+    before, after = names["revived"].losses
+    assert after == pytest.approx(before, abs=1e-4)
+    assert "units dead" in capsys.readouterr().out
 
 
 @pytest.mark.slow
