@@ -44,9 +44,9 @@ from neurank.weights import Magnitude
 MEAN, STD = 0.1307, 0.3081
 UNITS = {2: 0.1, 3: 0.2, 4: 0.4, 5: 0.6}
 WEIGHTS = {2: 0.2, 3: 0.5, 4: 0.8, 5: 0.9}
-SHARES = (0.0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5)
+SHARES = (0.0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3)
 HIDDEN = ("conv1", "conv2", "fc1")
-PRINTED = {"parameters": 4_019, "accuracy, %": 98.42, "original accuracy, %": 98.8}
+PRINTED = {"parameters": 4_019, "test accuracy, pruned and not, %": 98.42}
 
 
 @dataclass(frozen=True)
