@@ -372,7 +372,7 @@ def watch(
     data : batches ``(inputs, targets)``, the same at every pass, about 1,000 examples; they are
         kept in memory.
     every : steps between looks. With 1,000 examples, batches of 32 and the default, looks take
-        about 4 % of the time of training; twice the batch, half the share.
+        about 3 % of the time of a long training; twice the batch, half the share.
     layers : dotted names; None watches every hidden layer that has units.
     exact_every : take exact mean replacement penalties in every so many looks; None is never.
     thresholds : how little counts as nothing.
