@@ -432,4 +432,4 @@ def test_watching_costs_little(mnist, tmp_path):
         taken[is_watched].append(time.process_time() - started)
         assert watching.step == (1000 if is_watched else 0)
     with_, without = (statistics.median(taken[key]) for key in (True, False))
-    assert with_ < 1.08 * without  # measured 3 to 4 %, see docs/watching.md; a busy machine adds
+    assert with_ < 1.08 * without  # a look's own time is 3 %; a busy machine adds
