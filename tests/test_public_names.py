@@ -21,6 +21,8 @@ DOCUMENTED = {
     "plan_in_rounds": "rank again and again", "RunningRanking": "average along a training",
     "weights": "single weights", "watch": "beside a training", "Watching": "result",
     "vitals": "dead and frozen units", "Vitals": "result", "Thresholds": "how little is nothing",
+    "attack": "a learning rate", "revive": "a dead unit", "UnitPruning": "on a schedule",
+    "WeightPruning": "on a schedule",
     "ParquetLog": "writer", "TensorBoardLog": "writer",
     "Accuracy": "value", "Recall": "value", "NegativeLoss": "value", "Margin": "value",
     "StderrBelow": "rule", "TopCertain": "rule", "Seconds": "rule",

@@ -29,9 +29,13 @@ from neurank.rankers.weight_norm import WeightNorm
 from neurank.ranking import LayerRanking, Ranking
 from neurank.running import RunningRanking
 from neurank.training import error_rate, fit
+from neurank.watch.attack import attack
 from neurank.watch.logs import ParquetLog, TensorBoardLog
+from neurank.watch.revive import revive
 from neurank.watch.states import Thresholds, Vitals
+from neurank.watch.unit_pruning import UnitPruning
 from neurank.watch.watching import Watching, vitals, watch
+from neurank.watch.weight_pruning import WeightPruning
 
 __all__ = [
     "Accuracy",
@@ -62,10 +66,13 @@ __all__ = [
     "TopCertain",
     "TruncatedShapley",
     "TwoStageShapley",
+    "UnitPruning",
     "ValueTable",
     "Vitals",
     "Watching",
     "WeightNorm",
+    "WeightPruning",
+    "attack",
     "combine",
     "compare",
     "condense",
@@ -78,6 +85,7 @@ __all__ = [
     "plan_in_rounds",
     "rank",
     "retrain",
+    "revive",
     "smallest",
     "value_table",
     "vitals",

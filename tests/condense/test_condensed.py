@@ -21,6 +21,7 @@ from tests.condense.nets import (
 from tests.oracles.condense import At, masked_by_hand, masked_outputs
 from torch import nn
 
+import neurank as nr
 from neurank.condense import surgery
 from neurank.condense.condensed import condense
 from neurank.condense.parts import Conv2dWithConstant
@@ -645,3 +646,13 @@ def test_the_authors_pruned_network_condenses_to_what_is_alive_in_it(
     assert int((found.argmax(dim=1) == test.targets).sum()) == 9_865
     assert int((answers.argmax(dim=1) == test.targets).sum()) == 9_865
     assert float((found - answers).abs().max()) <= 1e-4
+
+
+@pytest.mark.parametrize("removal", ["zero", "mean", "median", "pre-mean", "parameters"])
+def test_a_plan_that_removes_nothing_changes_nothing(removal, digits):
+    model = nr.zoo.digits_net(2, 3, 4, 4, seed=0)
+    data = digits.validation.first(20)
+    plan = nr.Plan.from_keep({"fc1": (0, 1, 2, 3)}, {"fc1": 4})
+    small = nr.condense(model, plan, data, removal=removal, progress=False)
+    inputs, _ = next(iter(data))
+    assert torch.equal(small.model(inputs), model.eval()(inputs))

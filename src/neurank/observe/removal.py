@@ -356,6 +356,8 @@ def statistics(
     found = {key: gathering(statistic) for key in keys}
     for some in [(key,) for key in keys] if statistic == "median" else [tuple(keys)]:
         wanted = [place for place in places if place.key in some]
+        if not wanted:
+            continue
         names = tuple(dict.fromkeys(place.tensor for place in wanted))
         with torch.inference_mode():
             for inputs, _ in examples:
