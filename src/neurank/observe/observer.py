@@ -46,12 +46,11 @@ from neurank.observe.removal import (
 )
 from neurank.observe.slopes import Slopes, slopes
 from neurank.observe.switchboard import Switchboard, coupled_switchboard, switchboard
+from neurank.observe.unit_weights import UnitWeights, outgoing_weights
 from neurank.observe.value import Value, counted, is_accuracy
 from neurank.progress import reporting
 from neurank.text import legible
-from neurank.units.graph import Weight
-from neurank.units.rules import CONVOLUTIONS, PRODUCERS
-from neurank.units.space import Chain, UnitRead, UnitSpace, unit_space
+from neurank.units.space import Chain, UnitSpace, unit_space
 from neurank.units.split import Split, split_at, suffix_split
 from neurank.units.trace import logits_of, trace
 
@@ -97,20 +96,6 @@ class Chunk:
 
 
 @dataclass(frozen=True)
-class UnitWeights:
-    """The weights of units in one of the layers that compute them, or that read them.
-
-    Attributes
-    ----------
-    weight : (rows, ...).
-    units : for each row, the unit that it belongs to; -1 if it belongs to none.
-    """
-
-    weight: Tensor
-    units: tuple[int, ...]
-
-
-@dataclass(frozen=True)
 class Observer(ABC):
     """What a ranker may ask.
 
@@ -144,11 +129,11 @@ class Observer(ABC):
         """Return the number of units of a layer."""
 
     @abstractmethod
-    def weights(self, layer: str) -> tuple["UnitWeights", ...]:
+    def weights(self, layer: str) -> tuple[UnitWeights, ...]:
         """Return the weights of a layer and of all that it is tied to."""
 
     @abstractmethod
-    def outgoing(self, layer: str) -> tuple["UnitWeights | None", ...]:
+    def outgoing(self, layer: str) -> tuple[UnitWeights | None, ...]:
         """Return the weights by which each reader weighs a layer's units.
 
         None stands for a reader that is no convolution or linear layer with a weight of its own.
@@ -259,16 +244,16 @@ class TracedObserver(Observer):
         """Return the number of units of a layer."""
         return self.space[layer].width
 
-    def weights(self, layer: str) -> tuple["UnitWeights", ...]:
+    def weights(self, layer: str) -> tuple[UnitWeights, ...]:
         """Return the weights of a layer and of all that it is tied to."""
         return tuple(
             UnitWeights(self.runner.tensors[rows.tensor].movedim(rows.axis, 0), rows.units)
             for rows in self.space.rows(layer)
         )
 
-    def outgoing(self, layer: str) -> tuple["UnitWeights | None", ...]:
+    def outgoing(self, layer: str) -> tuple[UnitWeights | None, ...]:
         """Return the weights by which each reader weighs a layer's units."""
-        return tuple(_outgoing(read, self.runner) for read in self.space[layer].reads)
+        return tuple(outgoing_weights(read, self.runner) for read in self.space[layer].reads)
 
     def ways(self, layer: str) -> tuple[str, ...]:
         """Say how coalitions of the layer can become logits, the usual way first."""
@@ -533,13 +518,13 @@ class HookedObserver(Observer):
         """Return the number of units of a layer."""
         return self.widths[layer]
 
-    def weights(self, layer: str) -> tuple["UnitWeights", ...]:
+    def weights(self, layer: str) -> tuple[UnitWeights, ...]:
         """Return the weights of a layer."""
         weight = self.model.get_submodule(layer).weight
         assert isinstance(weight, Tensor)
         return (UnitWeights(weight.detach(), tuple(range(len(weight)))),)
 
-    def outgoing(self, layer: str) -> tuple["UnitWeights | None", ...]:
+    def outgoing(self, layer: str) -> tuple[UnitWeights | None, ...]:
         """Who reads a layer is not known of a model that cannot be traced."""
         del layer
         return (None,)
@@ -681,20 +666,6 @@ def refused_layers(observer: Observer) -> Mapping[str, str]:
 def model_digest(model: nn.Module) -> str:
     """Return one digest of all parameters and buffers with their names."""
     return tensors_digest({name: tensor.detach() for name, tensor in model.state_dict().items()})
-
-
-def _outgoing(read: UnitRead, runner: Runner) -> UnitWeights | None:
-    operation = runner.graph.by_name[read.operation]
-    weight = operation.args[1] if operation.kind in PRODUCERS else None
-    if not isinstance(weight, Weight) or read.kind != "sum":
-        return None
-    values = runner.tensors[weight.name]
-    if operation.kind in CONVOLUTIONS:  # (outputs, inputs of a group, ...)
-        groups = len(read.units) // values.shape[1]
-        values = values.reshape(groups, -1, *values.shape[1:]).transpose(1, 2).flatten(0, 1)
-    elif operation.kind == "linear":
-        values = values.T
-    return UnitWeights(values, read.units)
 
 
 def _winners(game: Game, seed: int) -> Tensor:

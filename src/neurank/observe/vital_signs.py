@@ -19,9 +19,8 @@ from neurank.observe.observer import TracedObserver
 from neurank.observe.removal import Gathered, gathered, read_places
 from neurank.observe.slopes import Sums, by_unit
 from neurank.observe.taps import Seen, Tapped, seen, tapped
+from neurank.observe.unit_weights import outgoing_weights
 from neurank.observe.value import NegativeLoss
-from neurank.units.graph import Weight
-from neurank.units.rules import CONVOLUTIONS, PRODUCERS
 from neurank.units.space import Layer, UnitRead
 
 BINS = 20
@@ -270,20 +269,11 @@ def fan_out_norms(layer: Layer, runner: Runner) -> Tensor:
     """
     total = torch.zeros(layer.width, dtype=torch.float64)
     for read in layer.reads:
-        operation = runner.graph.by_name[read.operation]
-        weight = operation.args[1] if operation.kind in PRODUCERS else None
-        if not isinstance(weight, Weight) or read.kind != "sum":
+        outgoing = outgoing_weights(read, runner)
+        if outgoing is None:
             return torch.full_like(total, torch.nan)
-        sizes = runner.tensors[weight.name].abs().to("cpu", torch.float64)
-        if operation.kind in CONVOLUTIONS:
-            by_input = sizes.flatten(2).sum(dim=2)  # (outputs, inputs of a group)
-            groups = len(read.units) // by_input.shape[1]
-            by_entry = by_input.reshape(groups, -1, by_input.shape[1]).sum(dim=1).flatten()
-        elif operation.kind == "linear":
-            by_entry = sizes.sum(dim=0)
-        else:  # transposed: (inputs, outputs of a group, ...)
-            by_entry = sizes.flatten(1).sum(dim=1)
-        total += by_unit(by_entry[None], read.units, layer.width)[0]
+        sizes = outgoing.weight.to("cpu", torch.float64).abs().flatten(1).sum(dim=1)
+        total += by_unit(sizes[None], outgoing.units, layer.width)[0]
     return total
 
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from neurank.observe.observer import Observer, UnitWeights
+from neurank.observe.observer import Observer
+from neurank.observe.unit_weights import UnitWeights
 from neurank.rankers.method import Scored
 from neurank.ranking import LayerRanking
 
