@@ -24,6 +24,7 @@ FACTORIES: Mapping[str, Factory] = MappingProxyType(
         "resnet44": resnet44,
         "resnet56": resnet56,
         "squeezenet1_1": squeezenet1_1,
+        "thesis_cnn": thesis_cnn,
     }
 )
 """Every network by its name, which is also the name of its function."""
@@ -38,6 +39,7 @@ WIDTHS: Mapping[str, int] = MappingProxyType(
         "resnet44": 3,
         "resnet56": 3,
         "squeezenet1_1": 25,
+        "thesis_cnn": 3,
     }
 )
 """How many widths each takes: one for each layer of units but the output, or for each stage."""
