@@ -500,8 +500,12 @@ def on_attacks(attacks):
         early = it[it.start == it.start.min() if kind != "tanh" else it.start == 2000]
         medians = early.groupby(["layer", "multiplier"]).ratio.median().unstack()
         falling = bool((medians.diff(axis=1).iloc[:, 1:] < 0).all(axis=None))
+        text = "; ".join(
+            f"{layer}: " + ", ".join(f"x{by:g} {ratio:.2f}" for by, ratio in row.dropna().items())
+            for layer, row in medians.iterrows()
+        )
         yield claim(
-            f"the more the larger the multiplier, {kind}", falling, f"medians: {medians.to_dict()}"
+            f"the more the larger the multiplier, {kind}", falling, f"median ratios, {text}"
         )
 
 
@@ -515,6 +519,17 @@ def verdicts_of(made, settings):
     if len(made["attacks"]):
         lines += on_attacks(made["attacks"])
     return pd.DataFrame(lines)
+
+
+def as_markdown(verdicts):
+    """Set claims, verdicts and figures side by side."""
+    words = {True: "holds", False: "does not hold"}
+    lines = ["| claim | here | figure |", "|---|---|---|"]
+    lines += [
+        f"| {row.claim} | {words.get(row.holds, 'see')} | {row.figure} |"
+        for row in verdicts.itertuples()
+    ]
+    return "\n".join(lines)
 
 
 def main():
@@ -534,9 +549,9 @@ def main():
             frame.round(5).to_csv(folder / f"{name}.csv", index=False)
     verdicts = verdicts_of(made, settings)
     verdicts.to_csv(folder / "claims.csv", index=False)
-    for row in verdicts.itertuples():
-        verdict = {True: "holds", False: "does not hold", None: "see"}.get(row.holds, "see")
-        print(f"{verdict}: {row.claim}\n    {row.figure}")
+    text = as_markdown(verdicts)
+    (folder / "claims.md").write_text(text + "\n")
+    print(text)
 
 
 if __name__ == "__main__":

@@ -78,6 +78,8 @@ class Settings:
     small: tuple[tuple[int, int, int], ...] = (
         (4, 7, 26),
         (4, 7, 10),
+        (4, 7, 9),
+        (4, 6, 10),
         (4, 7, 8),
         (3, 6, 8),
     )
