@@ -402,8 +402,8 @@ class TestCondense:
     @pytest.mark.parametrize(
         ("words", "message"),
         [
-            ((), "neither was given"),
-            (("--ratio", 0.5, "--keep", "fc1=2"), "both were given"),
+            ((), "none was given"),
+            (("--ratio", 0.5, "--keep", "fc1=2"), "two of them were given"),
             (("--ratio", 0.5, "--border", "soft"), "'exact' or 'folded'"),
             (("--max-params", 10), "10"),
             (("--max-params", 400, "--across", "luck"), "'share'"),

@@ -86,3 +86,11 @@ def test_what_cannot_be_traced_cannot_be_counted():
 
     with pytest.raises(ModelError, match="traced"):
         multiply_adds(Branching(), torch.zeros(2, 3))
+
+
+def test_a_transposed_convolution_meets_its_weights_at_what_it_reads():
+    model = nn.Sequential(nn.ConvTranspose2d(3, 4, 5, stride=2), nn.ReLU(), nn.Flatten())
+    inputs = torch.zeros(1, 3, 6, 7)
+    assert multiply_adds(model.eval(), inputs) == 3 * 4 * 5 * 5 * 6 * 7
+    grouped = nn.Sequential(nn.ConvTranspose2d(4, 6, 3, groups=2), nn.Flatten())
+    assert multiply_adds(grouped.eval(), torch.zeros(1, 4, 5, 5)) == 4 * 3 * 9 * 25

@@ -8,6 +8,9 @@ from tests.condense.nets import every_second
 from tests.oracles.condense import masked_outputs
 from torch import nn
 
+from neurank.condense import verify as verifying
+from neurank.condense.condensed import condense
+from neurank.condense.kept import Plan
 from neurank.condense.surgery import Changes, cuts_for, operate
 from neurank.condense.verify import Check, masked_logits, verify
 from neurank.errors import CondenseError
@@ -138,3 +141,26 @@ def test_the_check_in_a_line():
     assert (
         text == "condensed = masked to 2.5e-07 of the largest output (400 examples, 1e-05 allowed)"
     )
+
+
+@pytest.mark.parametrize(("in_double", "fits"), [(2e-7, True), (2e-5, False)])
+def test_rounding_is_told_from_another_network_in_double_precision(monkeypatch, in_double, fits):
+    """Where single precision is off by more than is allowed, double precision decides."""
+    compared = verifying._compared
+
+    def worse(small, wanted_of, batches):
+        error, dtype, examples = compared(small, wanted_of, batches)
+        return error + (2e-5 if dtype == torch.float32 else in_double), dtype, examples
+
+    monkeypatch.setattr(verifying, "_compared", worse)
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3))
+    data = [(torch.randn(5, 4), torch.arange(5) % 3)]
+    plan = Plan({"0": (0, 2, 5)}, {"0": 6})
+    if not fits:
+        with pytest.raises(CondenseError, match=r"differs from the masked one by 2\.0e-05"):
+            condense(model, plan, data, removal="mean", progress=False)
+        return
+    check = condense(model, plan, data, removal="mean", progress=False).check
+    assert check.max_error == pytest.approx(in_double, rel=0.9)
+    assert check.rounded == pytest.approx(2e-5, rel=0.1)
+    assert "in double precision, 2.0e-05 in single" in str(check)

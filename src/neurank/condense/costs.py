@@ -16,7 +16,7 @@ from neurank.errors import FileError
 from neurank.files import Json
 from neurank.text import aligned, legible
 from neurank.units.graph import Graph, Operation, Ref
-from neurank.units.rules import CONVOLUTIONS
+from neurank.units.rules import CONVOLUTIONS, PRODUCERS, TRANSPOSED
 from neurank.units.trace import trace
 
 
@@ -111,8 +111,9 @@ def parameters(model: nn.Module) -> int:
 def multiply_adds(model: nn.Module, inputs: Tensor) -> int:
     """Count the multiply-adds of one example's forward pass; 1 multiply-add = 2 FLOPs.
 
-    Counted are convolutions and linear layers, one multiply-add per weight and output position;
-    bias additions, activations, pooling and BatchNorm are not.
+    Counted are convolutions and linear layers, one multiply-add per weight and output position, of
+    transposed convolutions per weight and input position; bias additions, activations, pooling and
+    BatchNorm are not.
 
     Parameters
     ----------
@@ -141,19 +142,32 @@ def multiply_adds_of(graph: Graph, tensors: Mapping[str, Tensor]) -> int:
     return sum(
         _multiply_adds(operation, graph, tensors)
         for operation in graph.operations
-        if operation.kind in {*CONVOLUTIONS, "linear"}
+        if operation.kind in PRODUCERS
     )
 
 
 def _multiply_adds(operation: Operation, graph: Graph, tensors: Mapping[str, Tensor]) -> int:
-    """Each position of the output meets every weight once."""
-    weight, shape = operation.args[1], operation.shape or ()
-    positions = shape[2:] if operation.kind in CONVOLUTIONS else shape[1:-1]
+    weight = operation.args[1]
     if isinstance(weight, Ref):  # computed in the forward pass, as a parametrization does
         sizes: Iterable[int | None] = graph.by_name[weight.name].shape or ()
     else:
         sizes = {**graph.constants, **tensors}[weight.name].shape
-    return prod(size for size in (*sizes, *positions) if size is not None)
+    return prod(size for size in sizes if size is not None) * positions(operation, graph)
+
+
+def positions(operation: Operation, graph: Graph) -> int:
+    """Count the positions of one example at which an operation meets every weight of its once.
+
+    Those of its result; of a transposed convolution, those of what it reads.
+    """
+    if operation.kind in TRANSPOSED:
+        read = operation.refs[0]
+        shape = (graph.input_shape if read == graph.input else graph.by_name[read].shape) or ()
+        places = shape[2:]
+    else:
+        shape = operation.shape or ()
+        places = shape[2:] if operation.kind in CONVOLUTIONS else shape[1:-1]
+    return prod(size for size in places if size is not None)
 
 
 def _pair(values: Any) -> tuple[int, int]:

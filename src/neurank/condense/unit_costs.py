@@ -13,9 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from neurank.condense.costs import positions
 from neurank.condense.surgery import named_tensors
 from neurank.units.graph import Operation, Weight
-from neurank.units.rules import CONVOLUTIONS
+from neurank.units.rules import PRODUCERS
 from neurank.units.space import UnitSpace
 
 Integers = NDArray[np.int64]
@@ -149,11 +150,9 @@ def _positions(
     """Yield for each convolution and linear layer its output positions, and its weight's sizes."""
     graph = space.graph
     for operation in graph.needed_for((graph.output,)):
-        if operation.kind not in {*CONVOLUTIONS, "linear"}:
+        if operation.kind not in PRODUCERS:
             continue
-        shape = operation.shape or ()
-        positions = shape[2:] if operation.kind in CONVOLUTIONS else shape[1:-1]
-        factor = prod(size for size in positions if size is not None)
+        factor = positions(operation, graph)
         weight = operation.args[1]
         if isinstance(weight, Weight) and weight.name in tensors:
             yield factor, sizes[first[id(tensors[weight.name])]]
