@@ -421,7 +421,11 @@ def test_watching_costs_little(mnist, tmp_path):
         model = nr.zoo.lenet(8, 16, 64, 25, seed=0)
         optimizer = sgd(model, lr=0.01)
         watching = nr.watch(
-            model, optimizer, mnist.validation.first(1000), writers=[nr.ParquetLog(tmp_path)]
+            model,
+            optimizer,
+            mnist.validation.first(1000),
+            every=1000,
+            writers=[nr.ParquetLog(tmp_path)],
         )
         watching.look()  # the first look imports and allocates
         is_watched = number % 2 == 0
