@@ -30,6 +30,8 @@ def _traced_once():
     traces = {}
 
     def of_its_shape(model, inputs):
+        if type(model).__module__ != __name__:  # the class says what is computed here alone
+            return trace(model, inputs)
         shapes = tuple((name, tensor.shape) for name, tensor in model.state_dict().items())
         key = (type(model), shapes, inputs.shape[1:], inputs.dtype)
         if key not in traces:
