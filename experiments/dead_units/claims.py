@@ -386,7 +386,20 @@ def tables(found):
             row[f"test error, {name}, %"] = it["test error, %"]
         attacks.append(row)
     frames = {name: pd.DataFrame(rows) for name, rows in mnist.items()}
-    return {**frames, "attacks": pd.DataFrame(attacks)}
+    along = pd.DataFrame(along_cifar10(found["cifar10"]))
+    return {**frames, "attacks": pd.DataFrame(attacks), "correlations_cifar10": along}
+
+
+def along_cifar10(runs):
+    """Correlate saliencies and norms with penalties, layer by layer and epoch by epoch."""
+    for (kind, seed, attacked), run in runs.items():
+        for look in run["looks"] if attacked is None else ():
+            for layer, scores in look["layers"].items():
+                tensors = {by: torch.tensor(values) for by, values in scores.items()}
+                for by in ("MRS", "L1 norm"):
+                    rho = rank_correlation(tensors[by], tensors["MRP"])
+                    where = {"kind": kind, "seed": seed, "step": look["step"], "layer": layer}
+                    yield {**where, "score": by, "rho": rho}
 
 
 def claim(text, holds, figure):
