@@ -21,7 +21,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 def test_without_lightning_the_module_imports_and_says_what_is_missing(monkeypatch):
     for name in ("lightning", "lightning.pytorch", "pytorch_lightning"):
         monkeypatch.setitem(sys.modules, name, None)
-    module._callback.cache_clear()
+    module.made_callback.cache_clear()
     with pytest.raises(ImportError, match=r"WatchUnits needs .* 'neurank\[lightning\]'"):
         module.WatchUnits  # noqa: B018 (asking for it is what fails)
     with pytest.raises(AttributeError, match="no attribute 'Watch'"):

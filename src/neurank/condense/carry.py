@@ -25,7 +25,7 @@ from neurank.condense.states import sliced
 from neurank.condense.surgery import Cut
 from neurank.errors import CondenseError
 
-__all__ = ["Carried", "carry_over", "sliced"]
+__all__ = ["Carried", "carry_over", "sliced", "trains"]
 
 
 @dataclass(frozen=True)
@@ -149,6 +149,12 @@ class _Group:
     params: list[Tensor]
     names: list[str]
     first: dict[Tensor, dict[str, Any]]
+
+
+def trains(optimizer: Optimizer, model: nn.Module) -> bool:
+    """Whether an optimizer holds any parameter of a network."""
+    held = {parameter for group in optimizer.param_groups for parameter in group["params"]}
+    return any(parameter in held for parameter in model.parameters())
 
 
 def _check_optimizer(optimizer: object) -> None:

@@ -161,9 +161,7 @@ def positions(operation: Operation, graph: Graph) -> int:
     Those of its result; of a transposed convolution, those of what it reads.
     """
     if operation.kind in TRANSPOSED:
-        read = operation.refs[0]
-        shape = (graph.input_shape if read == graph.input else graph.by_name[read].shape) or ()
-        places = shape[2:]
+        places = (graph.shape_of(operation.refs[0]) or ())[2:]
     else:
         shape = operation.shape or ()
         places = shape[2:] if operation.kind in CONVOLUTIONS else shape[1:-1]

@@ -11,10 +11,9 @@ from importlib import import_module
 from typing import Any
 
 from torch import nn
-from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
-from neurank.condense.carry import Carried, carry_over
+from neurank.condense.carry import Carried, carry_over, trains
 from neurank.condense.condensed import Condensed, condense
 from neurank.condense.costs import Report
 from neurank.condense.plan import Plan, plan
@@ -131,7 +130,7 @@ class _Condensing:
             )
         name = self._name(pl_module)
         old = pl_module.get_submodule(name)
-        optimizers = [one for one in trainer.optimizers if _trains(one, old)]
+        optimizers = [one for one in trainer.optimizers if trains(one, old)]
         if not optimizers:
             raise CondenseError(
                 f"no optimizer holds a parameter of {name!r}, so nothing would go on training it: "
@@ -244,11 +243,6 @@ def _checked(epochs: Collection[int]) -> frozenset[int]:
     return frozenset(epochs)
 
 
-def _trains(optimizer: Optimizer, model: nn.Module) -> bool:
-    held = {parameter for group in optimizer.param_groups for parameter in group["params"]}
-    return any(parameter in held for parameter in model.parameters())
-
-
 def _averages(trainer: Any, name: str, model: nn.Module) -> list[tuple[nn.Module, str]]:
     """Return where averaged copies of a network are: what holds each, and its name in there.
 
@@ -286,21 +280,27 @@ def _plans(state: Mapping[str, Any]) -> dict[int, Plan]:
 
 
 @cache
-def _callback() -> type:
-    """Make the callback class from Lightning's own."""
-    for name in _LIGHTNING:
+def made_callback(name: str, ours: type) -> type:
+    """Make a callback class of what is ours and Lightning's own.
+
+    Raises
+    ------
+    MissingLightningError
+        Lightning is not installed.
+    """
+    for package in _LIGHTNING:
         try:
-            base = import_module(name).Callback
+            base = import_module(package).Callback
         except ImportError:
             continue
-        members = {"__module__": __name__, "__doc__": _Condensing.__doc__}
-        return type("CondenseAt", (_Condensing, base), members)
+        members = {"__module__": ours.__module__, "__doc__": ours.__doc__}
+        return type(name, (ours, base), members)
     raise MissingLightningError(
-        "CondenseAt needs Lightning, which is not installed: pip install 'neurank[lightning]'"
+        f"{name} needs Lightning, which is not installed: pip install 'neurank[lightning]'"
     )
 
 
 def __getattr__(name: str) -> Any:
     if name == "CondenseAt":
-        return _callback()
+        return made_callback(name, _Condensing)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -112,7 +112,7 @@ def _switch(
     graph: Graph, reader: Operation, where: tuple[Layer, int, UnitRead], inner: bool
 ) -> Operation:
     layer, place, read = where
-    shape = graph.input_shape if read.tensor == graph.input else graph.by_name[read.tensor].shape
+    shape = graph.shape_of(read.tensor)
     assert shape is not None
     batch = shape.index(None) if None in shape else 0
     # A switch of another layer may stand there already.
@@ -216,7 +216,7 @@ def examples_inside(
 
 def _keeps_examples_first(name: str, graph: Graph, coupling: Coupling) -> bool:
     """Whether a result has one row per example on axis 0."""
-    shape = graph.input_shape if name == graph.input else graph.by_name[name].shape
+    shape = graph.shape_of(name)
     labels = coupling.labels.get(name)
     if shape is None or not isinstance(labels, Tensor):
         return False

@@ -417,11 +417,7 @@ class TracedObserver(Observer):
     def _examples_at_once(self, layer: str) -> int:
         if isinstance(self.space[layer], Chain):
             return self._chunk_size(self._split(layer))
-        graph = self.space.graph
-        shapes = (
-            graph.input_shape if name == graph.input else self._shape(name)
-            for name in self._masked(layer).side
-        )
+        shapes = (self._shape(name) for name in self._masked(layer).side)
         floats = sum(prod(size or 1 for size in shape) for shape in shapes)
         return max(1, self.memory // (_LARGEST_FLOAT * 2 * max(floats, 1)))
 
@@ -435,7 +431,7 @@ class TracedObserver(Observer):
         return max(1, self.memory // (_LARGEST_FLOAT * floats))
 
     def _shape(self, name: str) -> tuple[int | None, ...]:
-        shape = self.space.graph.by_name[name].shape
+        shape = self.space.graph.shape_of(name)
         assert shape is not None
         return shape
 

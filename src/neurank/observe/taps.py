@@ -159,20 +159,19 @@ def _at_reads(space: UnitSpace, layers: Sequence[Layer], runner: Runner) -> tupl
 
 
 def _batch_axis(tap: Tap, graph: Graph) -> int:
-    shape = graph.input_shape if tap.tensor == graph.input else graph.by_name[tap.tensor].shape
+    shape = graph.shape_of(tap.tensor)
     assert shape is not None
     return shape.index(None) if None in shape else 0
 
 
 def _identity(tap: Tap, graph: Graph) -> Operation:
-    shape = graph.input_shape if tap.tensor == graph.input else graph.by_name[tap.tensor].shape
     return Operation(
         name=tap.name,
         target=Identity(),
         args=(Ref(tap.tensor),),
         kwargs={},
         module="",
-        shape=shape,
+        shape=graph.shape_of(tap.tensor),
         line="",
     )
 
@@ -183,11 +182,11 @@ def _behind(graph: Graph, taps: Sequence[Tap]) -> Graph:
     renamed: dict[str, str] = {}
     operations: list[Operation] = []
     for operation in graph.operations:
-        reader_ = operation
+        follower = operation
         for name in operation.refs:
             if name in renamed:
-                reader_ = reading(reader_, Ref(name), Ref(renamed[name]))
-        operations.append(reader_)
+                follower = reading(follower, Ref(name), Ref(renamed[name]))
+        operations.append(follower)
         if operation.name in wanted:
             tap = wanted[operation.name]
             operations.append(_identity(tap, graph))
@@ -201,13 +200,13 @@ def _before(graph: Graph, taps: Sequence[Tap]) -> Graph:
     wanted: dict[str, Tap] = {tap.name: tap for tap in taps}
     operations: list[Operation] = []
     for operation in graph.operations:
-        reader_ = operation
+        follower = operation
         for name in dict.fromkeys(operation.refs):
             tap = wanted.get(f"{name} for {operation.name}")
             if tap is not None:
                 operations.append(_identity(tap, graph))
-                reader_ = reading(reader_, Ref(name), Ref(tap.name))
-        operations.append(reader_)
+                follower = reading(follower, Ref(name), Ref(tap.name))
+        operations.append(follower)
     return replace(graph, operations=tuple(operations))
 
 

@@ -116,7 +116,7 @@ def rank(
             "versions": versions(),
         }
         with open_journal(journal, _fingerprint(observer, provenance, chosen)) as kept:
-            keeping = replace(observer, journal=kept)  # one for all layers: it recalls slopes
+            keeping = replace(observer, journal=kept)
             scored: dict[str, LayerRanking] = {}
             records: dict[str, Json] = {}
             for layer in chosen:

@@ -95,6 +95,10 @@ class Graph:
         """Look an operation up by its name."""
         return {operation.name: operation for operation in self.operations}
 
+    def shape_of(self, name: str) -> tuple[int | None, ...] | None:
+        """Return the shape of a result, or of the input; None if it has none."""
+        return self.input_shape if name == self.input else self.by_name[name].shape
+
     @cached_property
     def readers(self) -> dict[str, tuple[Operation, ...]]:
         """For every result, the operations that read its numbers (not only its batch size)."""

@@ -181,7 +181,7 @@ class _Attacker:
             self._before = [part.entries().clone() for part in self._parts]
 
     def after_step(self, optimizer: Optimizer, *_: Any) -> None:
-        if _was_skipped(optimizer):
+        if was_skipped(optimizer):
             return
         step = self.record.steps
         self.record.steps += 1
@@ -198,7 +198,7 @@ class _Attacker:
         self.record.hits += (Hit(step, unattacked, moved),)
 
 
-def _was_skipped(optimizer: Optimizer) -> bool:
+def was_skipped(optimizer: Optimizer) -> bool:
     """Whether a gradient scaler found an infinite gradient and a fused optimizer did nothing.
 
     Other optimizers are not called at all then.

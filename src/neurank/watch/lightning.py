@@ -5,13 +5,12 @@ module can be imported where Lightning is not installed.
 """
 
 from collections.abc import Iterable, Sequence
-from functools import cache
-from importlib import import_module
 from typing import Any
 
 from torch import nn
 
-from neurank.condense.lightning import _LIGHTNING, MissingLightningError, _trains
+from neurank.condense.carry import trains
+from neurank.condense.lightning import made_callback
 from neurank.errors import MethodError
 from neurank.observe.examples import Batch
 from neurank.watch.states import Thresholds
@@ -91,7 +90,7 @@ class _Watching:
             )
         name = self._name(pl_module)
         network = pl_module.get_submodule(name)
-        optimizers = [one for one in trainer.optimizers if _trains(one, network)]
+        optimizers = [one for one in trainer.optimizers if trains(one, network)]
         if not optimizers:
             raise MethodError(
                 f"no optimizer holds a parameter of {name!r}, so its training has no steps to "
@@ -113,7 +112,7 @@ class _Watching:
         network = pl_module.get_submodule(self._path)
         if network is self._network:
             return
-        optimizer = next(one for one in trainer.optimizers if _trains(one, network))
+        optimizer = next(one for one in trainer.optimizers if trains(one, network))
         self.watching.follow(network, optimizer)
         self._network = network
 
@@ -144,22 +143,7 @@ class _Watching:
         return children[0]
 
 
-@cache
-def _callback() -> type:
-    """Make the callback class from Lightning's own."""
-    for name in _LIGHTNING:
-        try:
-            base = import_module(name).Callback
-        except ImportError:
-            continue
-        members = {"__module__": __name__, "__doc__": _Watching.__doc__}
-        return type("WatchUnits", (_Watching, base), members)
-    raise MissingLightningError(
-        "WatchUnits needs Lightning, which is not installed: pip install 'neurank[lightning]'"
-    )
-
-
 def __getattr__(name: str) -> Any:
     if name == "WatchUnits":
-        return _callback()
+        return made_callback(name, _Watching)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -114,6 +114,18 @@ class Schedule:
         ]
 
 
+def check_later(epoch: int, last: int | None) -> None:
+    """Refuse an epoch that does not come after the last one.
+
+    Raises
+    ------
+    MethodError
+        It is the same, or an earlier one.
+    """
+    if last is not None and epoch <= last:
+        raise MethodError(f"epoch {epoch} comes after epoch {last}: give each epoch once, in order")
+
+
 def widths_between(before: int, after: int, rounds: int) -> tuple[int, ...]:
     """Go from one width to a smaller one in so many rounds, as evenly as whole numbers allow.
 

@@ -27,7 +27,7 @@ from neurank.rankers.method import Method
 from neurank.rankers.rank import rank
 from neurank.ranking import Ranking
 from neurank.watch.losses import mean_loss
-from neurank.watch.schedule import CountedFrom, Schedule, Share, widths_between
+from neurank.watch.schedule import CountedFrom, Schedule, Share, check_later, widths_between
 
 _KIND = "unit pruning"
 
@@ -190,11 +190,7 @@ class UnitPruning:
             Data or network cannot be used.
         """
         seconds = time.process_time() - self._begun
-        if self.epochs and epoch <= self.epochs[-1].epoch:
-            raise MethodError(
-                f"epoch {epoch} comes after epoch {self.epochs[-1].epoch}: give each epoch once, "
-                "in order"
-            )
+        check_later(epoch, self.epochs[-1].epoch if self.epochs else None)
         pruned = None
         if epoch in self.schedule.shares:
             optimizers = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer)

@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd
 from torch.optim import Optimizer
 
+from neurank.condense.carry import trains
 from neurank.errors import MethodError, ModelError, UnitError
 from neurank.modes import evaluating, threads_as_torch
 from neurank.observe.door import device_of
@@ -22,7 +23,7 @@ from neurank.observe.value import Accuracy
 from neurank.observe.vital_signs import Held, penalties, sighting
 from neurank.progress import reporting
 from neurank.units.space import UnitSpace
-from neurank.watch.attack import _was_skipped
+from neurank.watch.attack import was_skipped
 from neurank.watch.states import Thresholds, Vitals, vitals_of
 
 EVERY = 2000
@@ -263,7 +264,7 @@ class Watching:
 
     def _after_step(self, optimizer: Optimizer, arguments: Any, keywords: Any) -> None:
         del arguments, keywords
-        if _was_skipped(optimizer):
+        if was_skipped(optimizer):
             return
         self.step += 1
         if self.step % self.every == 0:
@@ -331,8 +332,7 @@ def _check_interval(name: str, given: object) -> None:
 
 
 def _check_trains(optimizer: Optimizer, model: nn.Module) -> None:
-    held = {id(it) for group in optimizer.param_groups for it in group["params"]}
-    if not any(id(it) in held for it in model.parameters()):
+    if not trains(optimizer, model):
         raise MethodError(
             "the optimizer holds no parameter of the model: its steps say nothing about it. Pass "
             "the optimizer that trains it"

@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from neurank.errors import MethodError
 from neurank.observe.examples import Batch
 from neurank.watch.losses import mean_loss
-from neurank.watch.schedule import Schedule
+from neurank.watch.schedule import Schedule, check_later
 from neurank.weights.holding import Held, hold
 from neurank.weights.masks import Masks, Within, mask
 from neurank.weights.methods import Method
@@ -148,11 +148,7 @@ class WeightPruning:
             Data or network cannot be used.
         """
         seconds = time.process_time() - self._begun
-        if self.epochs and epoch <= self.epochs[-1].epoch:
-            raise MethodError(
-                f"epoch {epoch} comes after epoch {self.epochs[-1].epoch}: give each epoch once, "
-                "in order"
-            )
+        check_later(epoch, self.epochs[-1].epoch if self.epochs else None)
         losses = None
         if epoch in self.schedule.shares:
             before = mean_loss(model, self.data)
