@@ -21,7 +21,7 @@ FLOORS = (
     {"rankers", "weights"},
     {"agreement", "combination", "running"},
     {"condense"},
-    {"watch"},
+    {"classes", "watch"},
     {"report"},
     {"cli"},
 )
