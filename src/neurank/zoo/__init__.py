@@ -6,6 +6,7 @@ from types import MappingProxyType
 from torch import nn
 
 from neurank.errors import ModelError
+from neurank.zoo.alexnet import AlexNet, alexnet
 from neurank.zoo.convnet import ConvNet, digits_net, lenet
 from neurank.zoo.resnet import ResNet, resnet20, resnet32, resnet44, resnet56
 from neurank.zoo.squeezenet import SqueezeNet, squeezenet1_1
@@ -23,6 +24,7 @@ FACTORIES: Mapping[str, Factory] = MappingProxyType(
         "resnet32": resnet32,
         "resnet44": resnet44,
         "resnet56": resnet56,
+        "alexnet": alexnet,
         "squeezenet1_1": squeezenet1_1,
         "thesis_cnn": thesis_cnn,
     }
@@ -38,6 +40,7 @@ WIDTHS: Mapping[str, int] = MappingProxyType(
         "resnet32": 3,
         "resnet44": 3,
         "resnet56": 3,
+        "alexnet": 7,
         "squeezenet1_1": 25,
         "thesis_cnn": 3,
     }
@@ -48,11 +51,13 @@ __all__ = [
     "FACTORIES",
     "VGG",
     "WIDTHS",
+    "AlexNet",
     "ConvNet",
     "Factory",
     "ResNet",
     "SqueezeNet",
     "ThesisCNN",
+    "alexnet",
     "by_name",
     "digits_net",
     "lenet",
