@@ -6,7 +6,7 @@ from neurank.data import KNOWN, load, sources
 from neurank.errors import DataError
 
 
-@pytest.mark.parametrize("spec", ["", "cifar", "MNIST:somewhere", "folder:x"])
+@pytest.mark.parametrize("spec", ["", "cifar", "MNIST:somewhere", "pictures:x"])
 def test_an_unknown_name_lists_the_known_ones(spec):
     with pytest.raises(DataError) as refusal:
         load(spec)
@@ -14,7 +14,7 @@ def test_an_unknown_name_lists_the_known_ones(spec):
     assert repr(spec.partition(":")[0]) in str(refusal.value)
 
 
-@pytest.mark.parametrize("name", ["mnist", "cifar10", "mnist:"])
+@pytest.mark.parametrize("name", ["mnist", "cifar10", "folder", "mnist:"])
 def test_a_missing_folder_is_asked_for(name):
     with pytest.raises(DataError, match=f"give {name.rstrip(':')}:DIR"):
         load(name)
@@ -25,7 +25,7 @@ def test_digits_have_no_folder():
         load("digits:somewhere")
 
 
-@pytest.mark.parametrize("name", ["mnist", "fashion-mnist", "cifar10"])
+@pytest.mark.parametrize("name", ["mnist", "fashion-mnist", "cifar10", "folder"])
 def test_a_folder_that_is_not_there_is_named(name):
     with pytest.raises(DataError, match="/no/such/folder"):
         load(f"{name}:/no/such/folder")

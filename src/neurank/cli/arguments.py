@@ -11,9 +11,9 @@ Model = Annotated[
     str,
     typer.Argument(
         metavar="MODEL",
-        help="A network: lenet, digits_net, vgg16, with widths as in lenet:10,20,100,25; or a "
-        "function of your own that builds one, file.py:factory or package.module:factory. Your "
-        "code is run.",
+        help="A network: lenet, digits_net, vgg16, resnet20, resnet32, resnet44, resnet56, alexnet, "
+        "squeezenet1_1, thesis_cnn, with widths as in lenet:10,20,100,25; or a function of your own "
+        "that builds one, file.py:factory or package.module:factory. Your code is run.",
         show_default=False,
     ),
 ]
@@ -21,9 +21,10 @@ Data = Annotated[
     str,
     typer.Argument(
         metavar="DATA",
-        help=r"digits, mnist:DIR, fashion-mnist\[:DIR], cifar10:DIR; or file.py:factory, a "
-        "function of your own that returns the parts (train, validation, test). Your code is run. "
-        "Behind it @MEAN/STD normalises inputs, as in cifar10:DIR@0.49,0.48,0.45/0.25,0.24,0.26.",
+        help=r"digits, mnist:DIR, fashion-mnist\[:DIR], cifar10:DIR; folder:DIR, pictures of one "
+        "size in DIR/train/CLASS/ and DIR/val/CLASS/; or file.py:factory, a function of your own "
+        "that returns the parts (train, validation, test). Your code is run. Behind it @MEAN/STD "
+        "normalises inputs, as in cifar10:DIR@0.49,0.48,0.45/0.25,0.24,0.26.",
         show_default=False,
     ),
 ]

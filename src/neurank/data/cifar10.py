@@ -2,7 +2,6 @@
 
 import io
 from collections.abc import Iterable
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from neurank.data.optional import optional
 from neurank.data.splits import Split, Splits
 from neurank.errors import DataError, FileError
 from neurank.progress import track
@@ -137,11 +137,5 @@ def _decode(pictures: Iterable[bytes], where: Path) -> Tensor:
 
 
 def _optional(module: str) -> Any:
-    """Import what only CIFAR-10 needs."""
-    try:
-        return import_module(module)
-    except ImportError as error:
-        raise DataError(
-            f"CIFAR-10 needs {module.partition('.')[0]}, which is not installed: "
-            "pip install 'neurank[cifar10]'"
-        ) from error
+    """Import what CIFAR-10 needs beyond the rest of neurank."""
+    return optional(module, "CIFAR-10", "pip install 'neurank[cifar10]'")
