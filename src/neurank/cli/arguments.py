@@ -11,9 +11,9 @@ Model = Annotated[
     str,
     typer.Argument(
         metavar="MODEL",
-        help="A network: lenet, digits_net, vgg16, resnet20, resnet32, resnet44, resnet56, alexnet, "
-        "squeezenet1_1, thesis_cnn, with widths as in lenet:10,20,100,25; or a function of your own "
-        "that builds one, file.py:factory or package.module:factory. Your code is run.",
+        help="A network: lenet, digits_net, vgg16, resnet20, resnet32, resnet44, resnet56, "
+        "alexnet, squeezenet1_1, thesis_cnn, with widths as in lenet:10,20,100,25; or a function "
+        "of your own that builds one, file.py:factory or package.module:factory. Your code is run.",
         show_default=False,
     ),
 ]
