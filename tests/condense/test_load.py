@@ -1,5 +1,6 @@
 import io
 import pickle
+from dataclasses import replace
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from neurank.training import fit
 from neurank.units.trace import logits_of
 
 PERCEPTRON = named("perceptron")
+ZEROS = torch.zeros(4, dtype=torch.int64)
 REMOVALS = ("zero", "mean", "parameters")
 
 
@@ -145,6 +147,33 @@ def with_layers(**changes):
 def test_a_factory_of_another_network_is_refused(factory, message, path):
     with pytest.raises(CondenseError, match=message):
         load(path, factory)
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (PERCEPTRON.build, None),
+        (with_layers(fc0=nn.Linear(4, 6), fc1=nn.Linear(6, 5)), "'fc0' has 6 units, where 5 were"),
+        (with_layers(act2=nn.Identity()), "other outputs"),
+    ],
+)
+def test_a_note_of_other_outputs_narrows_what_the_factory_builds(saved, path, build, message):
+    """Here to a single one, whose weights are made up: only the note tells."""
+    model = PERCEPTRON.model()
+    layer = list(saved.report.widths)[-1]
+    last = model.get_submodule(layer)
+    setattr(model, layer, nn.Linear(last.in_features, 1).double())
+    small = condense(model, every_second(model, "fc0"), [(torch.rand(4, 4).double(), ZEROS)])
+    noted = replace(small, origin=replace(small.origin, outputs=1))
+    noted.save(path)
+    if message is not None:
+        with pytest.raises(CondenseError, match=message):
+            load(path, build)
+        return
+    again = load(path, build)
+    inputs = torch.rand(3, 4, dtype=torch.float64)
+    assert torch.equal(outputs(again.model, inputs), outputs(small.model, inputs))
+    assert again.model.get_submodule(layer).out_features == 1
 
 
 @pytest.mark.usefixtures("saved")

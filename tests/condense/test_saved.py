@@ -59,6 +59,10 @@ def test_equal_content_gives_equal_bytes(path, tmp_path):
         ("removal", "off"),
         ("example_dtype", "load"),
         ("example_dtype", "nothing"),
+        ("outputs", 0),
+        ("outputs", 2.0),
+        ("outputs", "2"),
+        ("outputs", True),
     ],
 )
 def test_metadata_of_something_else_is_refused(path, part, value):
@@ -72,6 +76,20 @@ def test_metadata_of_something_else_is_refused(path, part, value):
     write_tensors(path, tensors, metadata, kind=KIND)
     with pytest.raises(FileError, match="no condensed network"):
         Saved.read(path)
+
+
+@pytest.mark.parametrize("outputs", [None, 2])
+def test_the_number_of_outputs_comes_back(path, outputs):
+    replace(SAVED, origin=replace(SAVED.origin, outputs=outputs)).write(path)
+    assert Saved.read(path).origin.outputs == outputs
+
+
+def test_a_file_from_before_heads_tells_no_number_of_outputs(path):
+    SAVED.write(path)
+    tensors, metadata = read_tensors(path, kind=KIND)
+    del metadata["origin"]["outputs"]
+    write_tensors(path, tensors, metadata, kind=KIND)
+    assert Saved.read(path).origin == SAVED.origin
 
 
 def test_a_file_of_another_kind_is_refused(path):

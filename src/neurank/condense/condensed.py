@@ -237,7 +237,7 @@ def condense(
     _check_arguments(model, plan)
     wanted, at_border = check_removal(removal), check_border(border)
     where = torch.device(device) if device is not None else _device_of(model)
-    copied = _copied(model)  # with the training flags that it has now
+    copied = copy_of(model)  # with the training flags that it has now
     with evaluating(model):
         watching = _observed(model, data, where, progress)
         return carried_out(plan, watching, wanted, at_border, copied, inference_only)
@@ -263,7 +263,7 @@ def carried_out(
         advance("")
     gone = gone_classes(plan, space)
     added = compensation(plan, space, off, runner, model, gone, border)
-    cut = _copied(model) if copied is None else copied
+    cut = copy_of(model) if copied is None else copied
     narrow = _narrow(cut, space, cuts, gone, added)
     ends = _first_and_last(watching.examples)
     small = _runnable(cut, narrow, model, space, ends[0].to(_device_of(model)), inference_only)
@@ -390,7 +390,14 @@ def _check_arguments(model: object, plan: object) -> None:
         )
 
 
-def _copied(model: nn.Module) -> nn.Module:
+def copy_of(model: nn.Module) -> nn.Module:
+    """Copy a model so that the copy may be edited.
+
+    Raises
+    ------
+    CondenseError
+        An attribute of the model refuses to be copied.
+    """
     try:
         return copy.deepcopy(model)
     except Exception as error:  # whatever the user's attributes raise

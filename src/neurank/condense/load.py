@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from neurank.condense.condensed import Condensed, probe, rebuilt
+from neurank.condense.heads import narrow_outputs
 from neurank.condense.saved import Saved
 from neurank.condense.surgery import named_tensors
 from neurank.errors import CondenseError, ModelError, NeurankError
@@ -27,7 +28,9 @@ def load(path: str | os.PathLike[str], factory: Callable[[], nn.Module]) -> Cond
         The file. Nothing in it is executed.
     factory
         Builds the ORIGINAL architecture, before condensing, with any weights. The plan's surgery
-        is repeated on what it returns, and the file's weights are loaded.
+        is repeated on what it returns, and the file's weights are loaded. Where a head took the
+        place of the outputs (`neurank.condense.heads`), the original is the network from before
+        the head.
 
     Returns
     -------
@@ -72,6 +75,9 @@ def load(path: str | os.PathLike[str], factory: Callable[[], nn.Module]) -> Cond
     _take_types(model, saved.state)
     try:
         space = _space(model, saved)
+        if saved.origin.outputs is not None:
+            narrow_outputs(model, space, saved.origin.outputs)
+            space = _space(model, saved)
         _check_widths(space, saved)
         small, cuts = rebuilt(model, saved.plan, space, saved.origin, saved.state)
         _fill(small, saved)

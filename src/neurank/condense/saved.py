@@ -38,6 +38,8 @@ class Origin:
     example_dtype : its type, such as ``"float32"``.
     made : dotted names of tensors that the original does not have.
     rewritten : whether the forward pass was rewritten from its trace.
+    outputs : how many outputs took the place of the original architecture's, as a one-versus-rest
+        head's two do; None where they are the original's, as in files that do not tell.
     """
 
     parent: str
@@ -48,6 +50,7 @@ class Origin:
     example_dtype: str
     made: tuple[str, ...]
     rewritten: bool
+    outputs: int | None = None
 
     def examples(self, count: int) -> Tensor:
         """Make inputs of the right shape and type, numbers in 0 to 1 that are always the same.
@@ -126,6 +129,8 @@ class Saved:
         lists = ("example_shape", "made")
         if not isinstance(getattr(torch, origin["example_dtype"], None), torch.dtype):
             raise FileError(f"{origin['example_dtype']!r} is no type of numbers")
+        if not _is_count_or_none(origin.get("outputs")):
+            raise FileError(f"{origin['outputs']!r} is no number of outputs")
         return cls(
             state={
                 name.removeprefix(_STATE): tensor
@@ -145,3 +150,7 @@ class Saved:
                 }
             ),
         )
+
+
+def _is_count_or_none(value: object) -> bool:
+    return value is None or (type(value) is int and value >= 1)

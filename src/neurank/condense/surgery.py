@@ -148,6 +148,23 @@ def operate(model: nn.Module, changes: Changes) -> None:
         _add(model, name, tensor)
 
 
+def replace_rows(model: nn.Module, weight: tuple[str, Tensor], bias: tuple[str, Tensor]) -> None:
+    """Give a layer other rows, in place: a weight with another number of rows, and its bias.
+
+    Both keep whether they require a gradient; a bias that was not there is made.
+
+    Parameters
+    ----------
+    model : a copy that nobody else holds.
+    weight : dotted name of the layer's weight, and the new one, (rows, columns, ...).
+    bias : dotted name of its bias, and the new one, (rows,).
+    """
+    tensors = named_tensors(model)
+    for name, tensor in (weight, bias):
+        _install(model, name, tensor, tensors)
+    _note_widths(model.get_submodule(weight[0].rpartition(".")[0]))
+
+
 def parts_fit(model: nn.Module, made: Iterable[str]) -> bool:
     """Whether every tensor that is made belongs to a layer of torch's own, which can take it."""
     return all(
