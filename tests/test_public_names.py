@@ -18,6 +18,7 @@ DOCUMENTED = {
     "value_table": "all coalitions", "ValueTable": "result",
     "WeightNorm": "method", "NonzeroWeights": "method", "RandomScore": "method",
     "Taylor": "method", "MeanReplacementSaliency": "method", "MeanReplacementPenalty": "method",
+    "ClassResponse": "method",
     "plan_in_rounds": "rank again and again", "RunningRanking": "average along a training",
     "weights": "single weights", "watch": "beside a training", "Watching": "result",
     "vitals": "dead and frozen units", "Vitals": "result", "Thresholds": "how little is nothing",

@@ -12,6 +12,7 @@ from neurank.condense.retrain import retrain
 from neurank.condense.rounds import plan_in_rounds
 from neurank.condense.search import Smallest, smallest
 from neurank.observe.value import Accuracy, Margin, NegativeLoss, Recall
+from neurank.rankers.class_response import ClassResponse
 from neurank.rankers.exact_shapley import ExactShapley
 from neurank.rankers.importance_switch import ImportanceSwitch
 from neurank.rankers.mean_replacement import MeanReplacementPenalty
@@ -40,6 +41,7 @@ from neurank.watch.weight_pruning import WeightPruning
 __all__ = [
     "Accuracy",
     "Agreement",
+    "ClassResponse",
     "Condensed",
     "ExactShapley",
     "ImportanceSwitch",

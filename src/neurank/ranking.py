@@ -372,6 +372,34 @@ class Ranking:
             )
         return order[:k]
 
+    def of_class(self, label: int) -> "Ranking":
+        """Return the ranking for one class: the rows of `by_class` as scores.
+
+        A layer for which there is no example of the class is undefined. Counts, which are not kept
+        by class, are 0; so is `stderr` where the scores of all classes together have none.
+
+        Parameters
+        ----------
+        label
+            The class.
+
+        Raises
+        ------
+        RankingError
+            A layer was not scored by class, or has no such class.
+
+        Examples
+        --------
+        >>> by_class = [[1.0, 2.0], [4.0, 3.0]]
+        >>> layer = LayerRanking(
+        ...     [2.5, 2.5], stderr=[0, 0], counts=[8, 8], status="exact", by_class=by_class
+        ... )
+        >>> Ranking({"fc1": layer}, {}).of_class(1).order()
+        (0, 1)
+        """
+        layers = {name: _of_class(layer, name, label) for name, layer in self.layers.items()}
+        return Ranking(layers, {**self.provenance, "of_class": label})
+
     def select(self, layers: Iterable[str]) -> "Ranking":
         """Return the ranking of some layers only, in the order in which they are named.
 
@@ -536,6 +564,31 @@ def _named(layer: str) -> Iterator[None]:
         yield
     except RankingError as error:
         raise RankingError(f"layer {layer!r}: {error}") from error
+
+
+def _of_class(layer: LayerRanking, name: str, label: int) -> LayerRanking:
+    if layer.by_class is None:
+        raise RankingError(
+            f"layer {name!r} was not scored by class: use a method that is, such as ClassResponse, "
+            "Taylor or a Shapley value"
+        )
+    classes = len(layer.by_class)
+    if isinstance(label, bool) or not isinstance(label, int) or not 0 <= label < classes:
+        raise RankingError(
+            f"there is no class {label!r} in layer {name!r}: its classes are 0 to {classes - 1}"
+        )
+    scores = layer.by_class[label]
+    counts = torch.zeros_like(layer.counts)
+    if bool(scores.isnan().all()):
+        return LayerRanking(scores, scores, counts, "undefined", stderr_of="none")
+    stderr, stderr_of = torch.full_like(scores, math.nan), layer.stderr_of
+    if layer.by_class_stderr is not None:
+        stderr = layer.by_class_stderr[label]
+    elif bool((layer.stderr == 0).all()):
+        stderr = torch.zeros_like(scores)
+    else:
+        stderr_of = "none"
+    return LayerRanking(scores, stderr, counts, layer.status, stderr_of=stderr_of)
 
 
 def _reals(field: str, values: Tensor | ArrayLike) -> Tensor:

@@ -78,28 +78,7 @@ def by_hand(case, model):
     """Where units are, from what is written down of a case."""
     if case in MORE:
         return WRITTEN[case.name]
-    return {
-        layer: oracle.Places(
-            len(_units_of(model, layer)),
-            (At(layer, _units_of(model, layer)),),
-            tuple(_read_by(model, name, layer) for name in readers),
-        )
-        for layer, readers in case.reads.items()
-        if readers
-    }
-
-
-def _units_of(model, layer):
-    module = model.get_submodule(layer)
-    return tuple(range(getattr(module, "out_channels", None) or module.out_features))
-
-
-def _read_by(model, reader, layer):
-    """A module reads the units in order, each as a block where a map was laid flat."""
-    module, units = model.get_submodule(reader), _units_of(model, layer)
-    entries = getattr(module, "in_channels", None) or module.in_features
-    size = entries // len(units)
-    return At(reader, tuple(unit for unit in units for _ in range(size)))
+    return oracle.places_of(case, model)
 
 
 def assert_signs(signs, model, places, batches, *, whole=False):

@@ -44,6 +44,32 @@ class Example:
     read: list[torch.Tensor]
 
 
+def places_of(case, model):
+    """Where the units of a case's hidden layers are, from what is written down of it."""
+    return {
+        layer: Places(
+            len(_units_of(model, layer)),
+            (At(layer, _units_of(model, layer)),),
+            tuple(_read_by(model, name, layer) for name in readers),
+        )
+        for layer, readers in case.reads.items()
+        if readers
+    }
+
+
+def _units_of(model, layer):
+    module = model.get_submodule(layer)
+    return tuple(range(getattr(module, "out_channels", None) or module.out_features))
+
+
+def _read_by(model, reader, layer):
+    """A module reads the units in order, each as a block where a map was laid flat."""
+    module, units = model.get_submodule(reader), _units_of(model, layer)
+    entries = getattr(module, "in_channels", None) or module.in_features
+    size = entries // len(units)
+    return At(reader, tuple(unit for unit in units for _ in range(size)))
+
+
 def shown(model, places, batches):
     """Run forward and back, one example at a time; the examples of each batch."""
     return [

@@ -1,6 +1,6 @@
 """Running a traced forward pass, or a part of it, on the live weights of the model."""
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from neurank.observe.pooling import in_slices
-from neurank.units.graph import Graph, Operation, Ref, Weight, map_leaves, reads_only_shape
+from neurank.units.graph import Graph, Operation, Ref, Weight, leaves, map_leaves, reads_only_shape
 from neurank.units.rules import CONVOLUTIONS
 
 
@@ -46,33 +46,25 @@ class Runner:
             runs on more rows (coalitions) than its prefix did (examples).
         wanted : names of known or computed results.
         """
-        results = dict(known)
+        return self.program(operations, wanted).run(known, batch)
 
-        def resolve(leaf: Any) -> Any:
-            if isinstance(leaf, Ref):
-                return results[leaf.name]
-            if isinstance(leaf, Weight):
-                return self.tensors[leaf.name]
-            return leaf
-
+    def program(self, operations: Sequence[Operation], wanted: Collection[str]) -> "Program":
+        """Get ready to run the same operations again and again; see `run`."""
         last_use = {
             name: place
             for place, operation in enumerate(operations)
             if not reads_only_shape(operation)
             for name in operation.refs
         }
+        steps = []
         for place, operation in enumerate(operations):
-            if reads_only_shape(operation):  # the batch is all that varies in size
-                results[operation.name] = batch
-                continue
-            arguments = map_leaves(resolve, operation.args)
-            keywords = map_leaves(resolve, operation.kwargs)
-            results[operation.name] = operation.target(*arguments, **keywords)
-            del arguments, keywords
-            for name in operation.refs:
-                if last_use[name] == place and name not in wanted:
-                    results.pop(name, None)
-        return {name: results[name] for name in wanted}
+            over = tuple(
+                name
+                for name in operation.refs
+                if last_use.get(name) == place and name not in wanted
+            )
+            steps.append(_step(operation, over, self.tensors))
+        return Program(tuple(steps), tuple(wanted))
 
     def multiply_adds(self, operations: Iterable[Operation]) -> int:
         """Count the multiply-adds of convolutions and linear layers, per example."""
@@ -84,6 +76,81 @@ class Runner:
         needed = self.graph.needed_for(names)
         results = self.run(needed, {self.graph.input: inputs}, len(inputs), names)
         return tuple(results[name] for name in names)
+
+
+@dataclass(frozen=True)
+class Program:
+    """Operations whose weights are in their places already.
+
+    Attributes
+    ----------
+    steps : in order.
+    wanted : names of the results that are handed back.
+    """
+
+    steps: tuple["_Step", ...]
+    wanted: tuple[str, ...]
+
+    def run(self, known: Mapping[str, Any], batch: int) -> dict[str, Any]:
+        """Run the operations; see `Runner.run`."""
+        results = dict(known)
+        for step in self.steps:
+            results[step.name] = batch if step.target is None else step(results)
+            for name in step.over:
+                results.pop(name, None)
+        return {name: results[name] for name in self.wanted}
+
+
+@dataclass(frozen=True)
+class _Step:
+    """An operation that waits for results only.
+
+    Attributes
+    ----------
+    name : of its own result.
+    target : what is called; None hands the number of examples on.
+    args, keywords : its arguments, with a `Ref` wherever a result belongs.
+    places : of those arguments that are results themselves, place and name.
+    nested : whether results stand within lists or keywords besides.
+    over : the results that nobody reads afterwards.
+    """
+
+    name: str
+    target: Callable[..., Any] | None
+    args: tuple[Any, ...]
+    keywords: Mapping[str, Any]
+    places: tuple[tuple[int, str], ...]
+    nested: bool
+    over: tuple[str, ...]
+
+    def __call__(self, results: Mapping[str, Any]) -> Any:
+        assert self.target is not None
+        if self.nested:
+            args, keywords = _resolved((self.args, self.keywords), results)
+            return self.target(*args, **keywords)
+        arguments = list(self.args)
+        for place, name in self.places:
+            arguments[place] = results[name]
+        return self.target(*arguments, **self.keywords)
+
+
+def _step(operation: Operation, over: tuple[str, ...], tensors: Mapping[str, Tensor]) -> _Step:
+    if reads_only_shape(operation):  # the batch is all that varies in size
+        return _Step(operation.name, None, (), {}, (), nested=False, over=())
+
+    def filled(leaf: Any) -> Any:
+        return tensors[leaf.name] if isinstance(leaf, Weight) else leaf
+
+    args = tuple(map_leaves(filled, operation.args))
+    keywords = map_leaves(filled, dict(operation.kwargs))
+    places = tuple((at, it.name) for at, it in enumerate(args) if isinstance(it, Ref))
+    others = [it for it in args if not isinstance(it, Ref)]
+    nested = any(isinstance(leaf, Ref) for leaf in leaves((others, keywords)))
+    return _Step(operation.name, operation.target, args, keywords, places, nested, over)
+
+
+def _resolved(tree: Any, results: Mapping[str, Any]) -> Any:
+    return map_leaves(lambda leaf: results[leaf.name] if isinstance(leaf, Ref) else leaf, tree)
 
 
 def runner(graph: Graph, model: nn.Module, device: torch.device) -> Runner:

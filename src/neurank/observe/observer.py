@@ -37,6 +37,7 @@ from neurank.observe.masking import MaskedSuffix, masked_suffix, off_tensors
 from neurank.observe.outputs import OutputGame
 from neurank.observe.removal import (
     Gathered,
+    Position,
     Removal,
     gathered,
     off_constants,
@@ -44,6 +45,7 @@ from neurank.observe.removal import (
     statistic_of,
     unit_view,
 )
+from neurank.observe.responses import Responses, responses
 from neurank.observe.slopes import Slopes, slopes
 from neurank.observe.switchboard import Switchboard, coupled_switchboard, switchboard
 from neurank.observe.unit_weights import UnitWeights, outgoing_weights
@@ -163,6 +165,10 @@ class Observer(ABC):
     def slopes(self, removal: Removal) -> Mapping[str, Slopes]:
         """Compute d loss / d m of the units of all hidden layers, see `observe.slopes`, once."""
 
+    @abstractmethod
+    def responses(self, layer: str, at: Position) -> Responses:
+        """Accumulate what a layer's units answer to each class, see `observe.responses`."""
+
     def games(self, layer: str, way: str | None = None) -> Iterator[Game]:
         """Yield the layer's game, chunk after chunk of the examples."""
         with torch.inference_mode():
@@ -238,7 +244,7 @@ class TracedObserver(Observer):
 
     space: UnitSpace
     runner: Runner
-    memo: dict[tuple[str, str], Any] = field(default_factory=dict, repr=False)
+    memo: dict[tuple[str, Any], Any] = field(default_factory=dict, repr=False)
 
     def width(self, layer: str) -> int:
         """Return the number of units of a layer."""
@@ -345,6 +351,24 @@ class TracedObserver(Observer):
             )
         found: Mapping[str, Slopes] = self.memo[key]
         return found
+
+    def responses(self, layer: str, at: Position) -> Responses:
+        """Accumulate what a layer's units answer to each class, all hidden layers' at once."""
+        hidden = self.space.hidden
+        names = hidden if layer in hidden else (layer,)
+        key = ("responses", (at, names))
+        if key not in self.memo:
+            self.memo[key] = responses(
+                names,
+                self.runner,
+                self.space,
+                self.examples,
+                at,
+                self.classes,
+                progress=self.progress,
+            )
+        found: Mapping[str, Responses] = self.memo[key]
+        return found[layer]
 
     def _gathered(self, layer: str) -> Mapping[str, Gathered]:
         """Gather what units are replaced by, for all hidden layers at once.
@@ -551,6 +575,13 @@ class HookedObserver(Observer):
         del removal
         raise ModelError(
             f"derivatives with respect to units need the forward pass traced, and {self.reason}"
+        )
+
+    def responses(self, layer: str, at: Position) -> Responses:
+        """Refuse: responses are read in the traced forward pass."""
+        del at
+        raise ModelError(
+            f"the responses of layer {layer!r} need the forward pass traced, and {self.reason}"
         )
 
     def _plays(self, layer: str, way: str, most: int | None = None) -> Iterator[Callable[[], Game]]:

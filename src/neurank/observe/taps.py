@@ -116,17 +116,24 @@ def tapped(
     space: UnitSpace, names: Iterable[str], runner: Runner, examples: Examples, at: Position
 ) -> Tapped:
     """Put taps where the units of some layers are read ("post"), or are computed ("pre")."""
+    taps = taps_at(space, names, runner, examples, at)
+    graph = space.graph
+    graph = _behind(graph, taps) if at == "pre" else _before(graph, taps)
+    return Tapped(Runner(graph, {n: plain(it) for n, it in runner.tensors.items()}), taps)
+
+
+def taps_at(
+    space: UnitSpace, names: Iterable[str], runner: Runner, examples: Examples, at: Position
+) -> tuple[Tap, ...]:
+    """Say where taps stand: where the units of some layers are read, or are computed."""
     layers = [space[name] for name in names]
     taps = _at_producers(space, layers) if at == "pre" else _at_reads(space, layers, runner)
     first, _ = next(iter(examples))
     inner = examples_inside((tap.tensor for tap in taps), runner, space.coupling, first)
-    taps = tuple(
+    return tuple(
         replace(tap, batch=_batch_axis(tap, space.graph), inner=inner.get(tap.tensor, False))
         for tap in taps
     )
-    graph = space.graph
-    graph = _behind(graph, taps) if at == "pre" else _before(graph, taps)
-    return Tapped(Runner(graph, {n: plain(it) for n, it in runner.tensors.items()}), taps)
 
 
 def _at_producers(space: UnitSpace, layers: Sequence[Layer]) -> tuple[Tap, ...]:

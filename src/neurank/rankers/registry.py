@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from neurank.errors import MethodError
+from neurank.rankers.class_response import ClassResponse
 from neurank.rankers.exact_shapley import ExactShapley
 from neurank.rankers.importance_switch import ImportanceSwitch
 from neurank.rankers.mean_replacement import MeanReplacementPenalty
@@ -28,6 +29,7 @@ METHODS: Mapping[str, type[Method]] = MappingProxyType(
         "taylor": Taylor,
         "mean-replacement": MeanReplacementSaliency,
         "mean-replacement-penalty": MeanReplacementPenalty,
+        "class-response": ClassResponse,
         "weight-norm": WeightNorm,
         "nonzero-weights": NonzeroWeights,
         "random": RandomScore,
