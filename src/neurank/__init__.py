@@ -2,7 +2,7 @@
 
 __version__ = "0.1.0"
 
-from neurank import data, errors, weights, zoo
+from neurank import classes, data, errors, weights, zoo
 from neurank.agreement import Agreement, compare
 from neurank.combination import combine
 from neurank.condense.condensed import Condensed, condense
@@ -75,6 +75,7 @@ __all__ = [
     "WeightNorm",
     "WeightPruning",
     "attack",
+    "classes",
     "combine",
     "compare",
     "condense",

@@ -1,0 +1,206 @@
+"""Networks without some of their units, run as operations: for sweeps over many of them.
+
+Nothing is copied but the tensors that are cut, no module is built, and what the removed units do
+not touch is computed once for all networks that share it. The results are those of masked networks,
+with removal ``"zero"``.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from neurank.condense.kept import Plan
+from neurank.condense.narrowed import Narrowing, narrowed_graph
+from neurank.condense.surgery import cuts_for, gone_classes, named_tensors
+from neurank.errors import CondenseError
+from neurank.observe.execution import Program, Runner
+from neurank.observe.lowering import lowered
+from neurank.observe.masking import examples_inside, masked, off_tensors, on_name
+from neurank.observe.observer import MEMORY, TracedObserver
+from neurank.units.graph import Graph, Operation
+
+Removed = Mapping[str, Sequence[int]]
+"""Layer name to the units that are off; layers that are not named are whole."""
+
+
+@dataclass(frozen=True)
+class Thin:
+    """What is left to run of a network without some units.
+
+    Attributes
+    ----------
+    program : its operations.
+    start : names of the results of the whole network that they begin with.
+    given : results that are the same for all examples, such as switches.
+    output : name of the logits.
+    """
+
+    program: Program
+    start: tuple[str, ...]
+    given: Mapping[str, Tensor]
+    output: str
+
+    def logits(self, start: Mapping[str, Tensor], examples: int) -> Tensor:
+        """Run on some examples, (examples, classes)."""
+        found: Tensor = self.program.run({**self.given, **start}, examples)[self.output]
+        return found
+
+
+def sweep(
+    points: Sequence[Removed],
+    watching: TracedObserver,
+    batches: Sequence[Tensor],
+    memory: int = MEMORY,
+) -> Iterator[tuple[int, Tensor]]:
+    """Run a network again and again, each time without other units.
+
+    Networks that begin with the same results of the whole network follow each other, and these
+    results are kept for them if they fit into memory.
+
+    Parameters
+    ----------
+    points : for each run, which units are off; all of a layer may be.
+    watching : the network, in evaluation mode.
+    batches : inputs, some examples each.
+    memory : how many bytes the results of the whole network may take.
+
+    Yields
+    ------
+    tuple
+        The place of a point, each once but in any order, and its logits, (examples, classes).
+    """
+    in_turn = sorted(range(len(points)), key=lambda place: _touched(points[place]))
+    prefix: _Prefix | None = None
+    for place in in_turn:
+        thin = thinned(points[place], watching)
+        if prefix is None or prefix.names != thin.start:
+            prefix = _Prefix(thin.start, watching.runner, batches, memory)
+        with torch.inference_mode():
+            parts = [thin.logits(found, count) for found, count in prefix.results()]
+        yield place, torch.cat(parts)
+
+
+def thinned(removed: Removed, watching: TracedObserver) -> Thin:
+    """Get ready to run a network without some units; whoever reads them receives 0.
+
+    Where a whole layer is off, or the forward pass cannot be given the numbers of what is left,
+    units are switched off instead, and every operation runs at its whole size.
+
+    Raises
+    ------
+    UnitError, PlanError
+        A layer is not in the network, holds its outputs, or has not these units.
+    """
+    widths = {name: watching.space[name].width for name, units in removed.items() if len(units)}
+    if not widths:
+        return _whole(watching.runner, {})
+    keep = {name: _others(removed[name], width) for name, width in widths.items()}
+    if all(keep.values()):
+        try:
+            return _cut(Plan(keep, widths), watching)
+        except CondenseError:
+            pass
+    return _whole(*switched(removed, watching))
+
+
+class _Prefix:
+    """What all examples give at some places of the whole network, kept if there is room."""
+
+    def __init__(
+        self, names: tuple[str, ...], runner: Runner, batches: Sequence[Tensor], memory: int
+    ) -> None:
+        self.names = names
+        self._batches = batches
+        needed = runner.graph.needed_for(names)
+        self._program = runner.program(needed, names)
+        self._input = runner.graph.input
+        self._memory = memory
+        self._kept: list[dict[str, Tensor]] | None = []
+
+    def results(self) -> Iterator[tuple[dict[str, Tensor], int]]:
+        """Yield batch by batch what is there, and how many examples it is of."""
+        if self._kept:
+            yield from zip(self._kept, map(len, self._batches), strict=True)
+            return
+        size = 0
+        for inputs in self._batches:
+            found = self._program.run({self._input: inputs}, len(inputs))
+            size += sum(it.numel() * it.element_size() for it in found.values())
+            if self._kept is not None:
+                self._kept = [*self._kept, found] if size <= self._memory else None
+            yield found, len(inputs)
+        self._kept = self._kept or []
+
+
+def _touched(removed: Removed) -> tuple[str, ...]:
+    return tuple(sorted(name for name, units in removed.items() if len(units)))
+
+
+def _others(units: Sequence[int], width: int) -> tuple[int, ...]:
+    gone = set(units)
+    return tuple(unit for unit in range(width) if unit not in gone)
+
+
+def _cut(plan: Plan, watching: TracedObserver) -> Thin:
+    """Cut weights, and run what hangs on them."""
+    space, runner = watching.space, watching.runner
+    cuts = cuts_for(plan, space, watching.model)
+    tensors = dict(runner.tensors)
+    for cut in cuts:
+        keep = torch.tensor(cut.keep, device=tensors[cut.tensor].device)
+        tensors[cut.tensor] = tensors[cut.tensor].index_select(cut.axis, keep)
+    whole = {**space.graph.constants, **named_tensors(watching.model)}
+    narrowing = Narrowing(space.coupling, gone_classes(plan, space), whole, frozenset())
+    graph = narrowed_graph(narrowing)
+    changed = _changed(graph, space.graph, {cut.tensor for cut in cuts})
+    begin = {name for operation in changed for name in operation.refs}
+    start = tuple(sorted(begin - {operation.name for operation in changed}))
+    where = watching.examples.device
+    tensors.update({name: it.detach().to(where) for name, it in graph.constants.items()})
+    running = Runner(graph, tensors)
+    operations, running = lowered(changed, running)
+    return Thin(running.program(operations, (graph.output,)), start, {}, graph.output)
+
+
+def _changed(graph: Graph, whole: Graph, cut: set[str]) -> tuple[Operation, ...]:
+    """Find the operations whose results are not those of the whole network."""
+    found: dict[str, Operation] = {}
+    for operation in graph.operations:
+        is_same = whole.by_name.get(operation.name) == operation
+        touched = cut.intersection(operation.weights) or found.keys() & set(operation.refs)
+        if touched or not is_same:
+            found[operation.name] = operation
+    return tuple(found.values())
+
+
+def switched(removed: Removed, watching: TracedObserver) -> tuple[Runner, dict[str, Tensor]]:
+    """Switch units off wherever they are read; nothing is cut.
+
+    Returns
+    -------
+    tuple
+        The forward pass with switches, and the results by name that it needs beside the input.
+    """
+    space, runner = watching.space, watching.runner
+    layers = [space[name] for name, units in removed.items() if len(units)]
+    inputs, _ = next(iter(watching.examples))
+    reads = [read.tensor for layer in layers for read in layer.reads]
+    inner = examples_inside(reads, runner, space.coupling, inputs)
+    graph = masked(runner.graph, layers, inner)
+    tensors, given = dict(runner.tensors), {}
+    for layer in layers:
+        zeros = [torch.zeros(len(read.units), device=inputs.device) for read in layer.reads]
+        tensors.update(off_tensors(layer, zeros))
+        on = torch.ones(1, layer.width, dtype=torch.bool, device=inputs.device)
+        on[:, list(removed[layer.name])] = False
+        given[on_name(layer)] = on
+    return Runner(graph, tensors), given
+
+
+def _whole(runner: Runner, given: Mapping[str, Tensor]) -> Thin:
+    graph = runner.graph
+    operations, running = lowered(graph.needed_for((graph.output,), known=tuple(given)), runner)
+    program = running.program(operations, (graph.output,))
+    return Thin(program, (graph.input,), given, graph.output)
