@@ -16,6 +16,7 @@ from neurank.condense.heads import (
     BatchesAgainstRest,
     Head,
     OneAgainstRest,
+    _f1_cut,
     fit_head,
     relabelled,
     with_head,
@@ -142,13 +143,22 @@ def test_no_other_threshold_has_a_higher_f1(label):
     assert abs(shift) == pytest.approx(min(best), abs=1e-9)
 
 
+def test_of_equal_f1_the_cut_nearest_to_nought_is_taken():
+    """One of two found by calling one, or both by calling four: 2/3 either way."""
+    own = torch.tensor([True, False, False, True, False])
+    scores = torch.tensor([5.0, 1.0, 0.5, -0.1, -3.0], dtype=torch.float64)
+    assert _f1_cut(scores, own) == pytest.approx((-0.1 - 3.0) / 2)
+    assert _f1_cut(scores - 2, own) == pytest.approx(3 - 2)
+
+
 def test_the_f1_is_counted_in_double_precision():
-    """Two cuts whose F1 differ in the ninth digit: 2·h/(k + own) of a hundred thousand."""
-    own = torch.arange(100_000) % 2 == 0
-    logits = torch.zeros(len(own), 2, dtype=torch.float64)
-    logits[:, 1] = torch.where(own, 1.0, 0.0) - torch.arange(len(own)) * 1e-9
-    head = fit_head(logits, own.long(), 1)
-    assert torch.equal(head(logits).argmax(dim=1) == 1, own)
+    """5448/5993 and 5458/6004 are one number in single precision, and the latter is larger."""
+    calls = [*[0] * 272, *[1] * 2724, *[0] * 6, *[1] * 5, *[0] * 9000, *[1] * 268]
+    own = torch.tensor(calls, dtype=torch.bool)
+    scores = -torch.arange(len(own), dtype=torch.float64)
+    assert int(own.sum()) == 2997
+    assert torch.tensor(5448) / 5993 == torch.tensor(5458) / 6004
+    assert _f1_cut(scores, own) == -3006.5
 
 
 def test_equal_scores_are_not_cut_apart():
@@ -443,6 +453,11 @@ def test_a_squeezenet_is_refused_by_its_last_relu():
 def test_a_head_for_another_number_of_classes_is_refused():
     with pytest.raises(CondenseError, match=r"reads 4 logits .* 3 rows and gives 3 logits"):
         with_head(drawn(GOOD["linear"]), some_head(4), pictures(4))
+
+
+def test_a_head_for_the_rows_of_a_layer_that_gives_more_logits_is_refused():
+    with pytest.raises(CondenseError, match=r"reads 3 logits .* 3 rows and gives 12 logits"):
+        with_head(drawn(BAD["positions"][0]), some_head(3), pictures(4))
 
 
 @pytest.mark.parametrize("data", [[], [torch.zeros(2, 36)], [(torch.zeros(2, 36),)], [(1, 2)]])

@@ -40,7 +40,6 @@ KEEPS_CONSTANTS = FLATTENING | {"alias", "clone", "contiguous", "detach", "dropo
 
 _THRESHOLDS = ("f1", "half")
 _CONVERGED = 1e-11
-_CURVED = 1e-12
 _STEPS = 200
 
 
@@ -464,7 +463,6 @@ def _logistic(inputs: Tensor, own: Tensor, ridge: float) -> Tensor:
             return found
         slack = probabilities * (1 - probabilities) / len(own)
         curvature = (design * slack[:, None]).T @ design + torch.diag(penalty)
-        curvature[-1, -1] += _CURVED  # not 0 where every example is certain
         step = torch.linalg.solve(curvature, gradient)  # lstsq gives other bits at every call
         found = _stepped(found, step, design, own, ridge)
     raise MethodError(
@@ -585,7 +583,7 @@ def _fold(model: nn.Module, layer: Chain, head: Head) -> None:
     weight = (head.weight @ columns).reshape(2, *before.shape[1:])
     replace_rows(
         model,
-        (layer.weight, weight.to(before).contiguous()),
+        (layer.weight, weight.to(before)),
         (bias_name, (shift + head.bias).to(before)),
     )
 
