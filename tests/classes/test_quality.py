@@ -2,6 +2,7 @@
 
 import json
 import math
+from importlib import import_module
 
 import pytest
 import torch
@@ -11,7 +12,6 @@ from scipy import stats
 from sklearn.metrics import f1_score, precision_score, recall_score, roc_auc_score
 from tests.oracles import classes as slow
 
-from neurank.classes import quality as module
 from neurank.classes.quality import Quality, auroc, class_scores, interval, qualities, quality
 from neurank.errors import DataError, MethodError, ModelError
 
@@ -129,8 +129,15 @@ def test_scores_keep_apart_what_a_softmax_rounds_to_one_value():
 def test_scores_do_not_depend_on_the_chunks(monkeypatch):
     logits, _ = made_up(50, 7)
     whole = class_scores(logits, [1, 6])
-    monkeypatch.setattr(module, "_CHUNK", 20)
+    # The package has a function of the module's name, so the module is asked for by its path.
+    monkeypatch.setattr(import_module("neurank.classes.quality"), "_CHUNK", 20)
     assert torch.equal(class_scores(logits, [1, 6]), whole)
+
+
+def test_equal_rows_have_equal_scores_wherever_they_are():
+    logits, _ = made_up(3, 10)
+    scores = class_scores(logits.repeat(337, 1), range(10)).reshape(337, 3, 10)
+    assert torch.equal(scores, scores[:1].expand(337, 3, 10))
 
 
 def test_wilsons_interval_is_scipys():
