@@ -1,19 +1,19 @@
 """Networks without some of their units, run as operations: for sweeps over many of them.
 
 Nothing is copied but the tensors that are cut, no module is built, and what the removed units do
-not touch is computed once for all networks that share it. The results are those of masked networks,
-with removal ``"zero"``.
+not touch is computed once for all networks that share it. The results are those of masked networks.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from neurank.condense.compensate import Compensation, compensation
 from neurank.condense.kept import Plan
 from neurank.condense.narrowed import Narrowing, narrowed_graph
-from neurank.condense.surgery import cuts_for, gone_classes, named_tensors
+from neurank.condense.surgery import Cut, cuts_for, gone_classes, named_tensors
 from neurank.errors import CondenseError
 from neurank.observe.execution import Program, Runner
 from neurank.observe.lowering import lowered
@@ -23,6 +23,8 @@ from neurank.units.graph import Graph, Operation
 
 Removed = Mapping[str, Sequence[int]]
 """Layer name to the units that are off; layers that are not named are whole."""
+Off = Mapping[str, Sequence[Tensor]]
+"""Layer name to what each of its reads receives for entries that are off, see `off_constants`."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,7 @@ def sweep(
     points: Sequence[Removed],
     watching: TracedObserver,
     batches: Sequence[Tensor],
+    off: Off | None = None,
     memory: int = MEMORY,
 ) -> Iterator[tuple[int, Tensor]]:
     """Run a network again and again, each time without other units.
@@ -64,6 +67,7 @@ def sweep(
     points : for each run, which units are off; all of a layer may be.
     watching : the network, in evaluation mode.
     batches : inputs, some examples each.
+    off : what is received for units that are off; None is 0.
     memory : how many bytes the results of the whole network may take.
 
     Yields
@@ -74,7 +78,7 @@ def sweep(
     in_turn = sorted(range(len(points)), key=lambda place: _touched(points[place]))
     prefix: _Prefix | None = None
     for place in in_turn:
-        thin = thinned(points[place], watching)
+        thin = thinned(points[place], watching, off)
         if prefix is None or prefix.names != thin.start:
             prefix = _Prefix(thin.start, watching.runner, batches, memory)
         with torch.inference_mode():
@@ -82,8 +86,8 @@ def sweep(
         yield place, torch.cat(parts)
 
 
-def thinned(removed: Removed, watching: TracedObserver) -> Thin:
-    """Get ready to run a network without some units; whoever reads them receives 0.
+def thinned(removed: Removed, watching: TracedObserver, off: Off | None = None) -> Thin:
+    """Get ready to run a network without some units.
 
     Where a whole layer is off, or the forward pass cannot be given the numbers of what is left,
     units are switched off instead, and every operation runs at its whole size.
@@ -99,10 +103,10 @@ def thinned(removed: Removed, watching: TracedObserver) -> Thin:
     keep = {name: _others(removed[name], width) for name, width in widths.items()}
     if all(keep.values()):
         try:
-            return _cut(Plan(keep, widths), watching)
+            return _cut(Plan(keep, widths), watching, off)
         except CondenseError:
             pass
-    return _whole(*switched(removed, watching))
+    return _whole(*switched(removed, watching, off))
 
 
 class _Prefix:
@@ -143,25 +147,55 @@ def _others(units: Sequence[int], width: int) -> tuple[int, ...]:
     return tuple(unit for unit in range(width) if unit not in gone)
 
 
-def _cut(plan: Plan, watching: TracedObserver) -> Thin:
-    """Cut weights, and run what hangs on them."""
-    space, runner = watching.space, watching.runner
-    cuts = cuts_for(plan, space, watching.model)
-    tensors = dict(runner.tensors)
-    for cut in cuts:
-        keep = torch.tensor(cut.keep, device=tensors[cut.tensor].device)
-        tensors[cut.tensor] = tensors[cut.tensor].index_select(cut.axis, keep)
-    whole = {**space.graph.constants, **named_tensors(watching.model)}
-    narrowing = Narrowing(space.coupling, gone_classes(plan, space), whole, frozenset())
-    graph = narrowed_graph(narrowing)
-    changed = _changed(graph, space.graph, {cut.tensor for cut in cuts})
+def _cut(plan: Plan, watching: TracedObserver, off: Off | None) -> Thin:
+    """Cut weights, make up for what is gone, and run what hangs on them."""
+    space, runner, model = watching.space, watching.runner, watching.model
+    cuts, gone = cuts_for(plan, space, model), gone_classes(plan, space)
+    added = compensation(plan, space, off or _zeros(plan, watching), runner, model, gone)
+    whole = {**space.graph.constants, **named_tensors(model)}
+    biases = tuple(name for name in added.shifts if name not in whole)
+    narrowing = Narrowing(space.coupling, gone, whole, frozenset((*biases, *added.made)))
+    graph = narrowed_graph(narrowing, biases)
+    tensors = _tensors(runner, graph, cuts, added)
+    touched = {*(cut.tensor for cut in cuts), *added.shifts, *added.made}
+    changed = _changed(graph, space.graph, touched)
     begin = {name for operation in changed for name in operation.refs}
     start = tuple(sorted(begin - {operation.name for operation in changed}))
-    where = watching.examples.device
-    tensors.update({name: it.detach().to(where) for name, it in graph.constants.items()})
-    running = Runner(graph, tensors)
-    operations, running = lowered(changed, running)
+    operations, running = lowered(changed, Runner(graph, tensors))
     return Thin(running.program(operations, (graph.output,)), start, {}, graph.output)
+
+
+def _tensors(
+    runner: Runner, graph: Graph, cuts: Sequence[Cut], added: Compensation
+) -> dict[str, Tensor]:
+    """Shift biases, and then cut."""
+    tensors = dict(runner.tensors)
+    axes: dict[str, list[Cut]] = {}
+    for cut in cuts:
+        axes.setdefault(cut.tensor, []).append(cut)
+    for name, shift in added.shifts.items():
+        weight = f"{name.rpartition('.')[0]}.weight"
+        if name not in tensors:  # a bias that is made is cut as the weight beside it
+            axes[name] = [replace(cut, tensor=name) for cut in axes.get(weight, ()) if not cut.axis]
+        like = tensors.get(name, tensors[weight])
+        before = tensors[name].to(torch.float64) if name in tensors else 0.0
+        tensors[name] = (before + shift.to(like.device)).to(like.dtype)
+    for name, own in axes.items():
+        for cut in own:
+            keep = torch.tensor(cut.keep, device=tensors[name].device)
+            tensors[name] = tensors[name].index_select(cut.axis, keep)
+    made = {**graph.constants, **added.made}
+    where = next(iter(runner.tensors.values())).device
+    return {**tensors, **{name: it.detach().to(where) for name, it in made.items()}}
+
+
+def _zeros(plan: Plan, watching: TracedObserver) -> Off:
+    return {
+        name: tuple(
+            torch.zeros(len(read.units), dtype=torch.float64) for read in watching.space[name].reads
+        )
+        for name in plan.keep
+    }
 
 
 def _changed(graph: Graph, whole: Graph, cut: set[str]) -> tuple[Operation, ...]:
@@ -175,7 +209,9 @@ def _changed(graph: Graph, whole: Graph, cut: set[str]) -> tuple[Operation, ...]
     return tuple(found.values())
 
 
-def switched(removed: Removed, watching: TracedObserver) -> tuple[Runner, dict[str, Tensor]]:
+def switched(
+    removed: Removed, watching: TracedObserver, off: Off | None = None
+) -> tuple[Runner, dict[str, Tensor]]:
     """Switch units off wherever they are read; nothing is cut.
 
     Returns
@@ -192,7 +228,7 @@ def switched(removed: Removed, watching: TracedObserver) -> tuple[Runner, dict[s
     tensors, given = dict(runner.tensors), {}
     for layer in layers:
         zeros = [torch.zeros(len(read.units), device=inputs.device) for read in layer.reads]
-        tensors.update(off_tensors(layer, zeros))
+        tensors.update(off_tensors(layer, zeros if off is None else off[layer.name]))
         on = torch.ones(1, layer.width, dtype=torch.bool, device=inputs.device)
         on[:, list(removed[layer.name])] = False
         given[on_name(layer)] = on
