@@ -152,6 +152,12 @@ def fit_head(
         `ridge` is not positive and finite or too small for Newton's method to end, or `threshold`
         is unknown.
 
+    Notes
+    -----
+    A network of many classes compares a logit with the largest of the others, which no linear
+    score can follow: a head may call classes less well than the network. Measure it, on examples
+    that neither the network nor the head was fitted to.
+
     Examples
     --------
     >>> logits = torch.tensor([[3.0, 0.0], [2.0, 1.0], [1.0, 2.0], [0.0, 2.0]])
