@@ -4,9 +4,10 @@ A `Selection` may leave a layer without units, which a plan may not: it is for m
 """
 
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
+from decimal import Decimal
 from types import MappingProxyType
 from typing import Literal, get_args
 
@@ -21,6 +22,9 @@ from neurank.ranking import Ranking
 Scope = Literal["layer", "network"]
 Named = Literal["zero", "median"]
 _SCOPES: Mapping[Scope, str] = {"layer": "LWP", "network": "NWP"}
+_LETTERS: Mapping[str, str] = {"zero": "0", "median": "M"}
+_PERCENT = re.compile(r"[0-9]{1,3}(\.[0-9]+)?")
+_WHOLE = "whole"
 
 
 @dataclass(frozen=True)
@@ -75,15 +79,20 @@ class Setting:
                 return cls(scope, "median")
             if letters == short and rest == "0":
                 return cls(scope, "zero")
-            if letters == short and rest.isdecimal() and int(rest) <= 100:
-                return cls(scope, int(rest) / 100)
+            if letters == short and _PERCENT.fullmatch(rest) and 0 < Decimal(rest) <= 100:
+                return cls(scope, float(Decimal(rest) / 100))
+        if name == _WHOLE:
+            return cls(theta=0.0)
         raise MethodError(f"{name!r} is no setting: give one such as LWP-33, NWP-M or NWP-0")
 
     def __str__(self) -> str:
-        """Return the paper's name."""
-        word = {"zero": "0", "median": "M"}.get(str(self.theta))
-        percent = "" if isinstance(self.theta, str) else f"{100 * self.theta:.4g}"
-        return f"{_SCOPES[self.scope]}-{word or percent}"
+        """Return the paper's name; ``whole`` for a ratio of 0, since LWP-0 is another setting."""
+        if self.theta == 0:
+            return _WHOLE
+        return f"{_SCOPES[self.scope]}-{_LETTERS.get(str(self.theta)) or self._percent()}"
+
+    def _percent(self) -> str:
+        return f"{(_decimal(self.theta) * 100).normalize():f}"
 
 
 DISCRETE = tuple(
@@ -241,17 +250,30 @@ def _gone(
             found[name] = it < rivals.quantile(0.5)
         else:
             turns = own[name] if setting.scope == "layer" else whole[name]
-            # The decimal that was written, not its binary neighbour: 0.29 of 100 units is 29.
-            found[name] = turns < math.floor(Fraction(str(float(setting.theta))) * len(rivals))
+            found[name] = turns < math.floor(_decimal(setting.theta) * len(rivals))
     return found
+
+
+def _decimal(theta: float | Named) -> Decimal:
+    """Return the decimal that was written, not its binary neighbour: 0.29 of 100 units is 29."""
+    return Decimal(str(float(theta)))
 
 
 def thetas(steps: int = 25, largest: float = 0.6) -> Sequence[float]:
     """Return pruning ratios from 0 to the largest, evenly spaced; the paper's goes to 0.6.
+
+    Raises
+    ------
+    MethodError
+        There are not two steps at least, or the largest is no share above 0.
 
     Example
     -------
     >>> thetas(4)
     (0.0, 0.2, 0.4, 0.6)
     """
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 2:
+        raise MethodError(f"steps={steps!r}: give a whole number of ratios, at least 2")
+    if isinstance(largest, bool) or not 0 < largest <= 1:
+        raise MethodError(f"largest={largest!r} is no pruning ratio: give one above 0, up to 1")
     return tuple(round(largest * step / (steps - 1), 6) for step in range(steps))
