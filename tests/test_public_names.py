@@ -19,7 +19,7 @@ DOCUMENTED = {
     "WeightNorm": "method", "NonzeroWeights": "method", "RandomScore": "method",
     "Taylor": "method", "MeanReplacementSaliency": "method", "MeanReplacementPenalty": "method",
     "ClassResponse": "method",
-    "classes": "one at a time",
+    "classes": "one at a time", "specialize": "cut out", "Specialist": "result",
     "plan_in_rounds": "rank again and again", "RunningRanking": "average along a training",
     "weights": "single weights", "watch": "beside a training", "Watching": "result",
     "vitals": "dead and frozen units", "Vitals": "result", "Thresholds": "how little is nothing",
@@ -66,6 +66,7 @@ def test_each_says_what_it_is(name):
 
 MADE_BY_OTHERS = {
     "Agreement": "compare", "Condensed": "condense", "Smallest": "smallest", "Watching": "watch",
+    "Specialist": "specialize",
 }  # fmt: skip
 """Nobody makes these by hand; what makes them has the example."""
 

@@ -4,6 +4,7 @@ __version__ = "0.1.0"
 
 from neurank import classes, data, errors, weights, zoo
 from neurank.agreement import Agreement, compare
+from neurank.classes.specialist import Specialist, specialize
 from neurank.combination import combine
 from neurank.condense.condensed import Condensed, condense
 from neurank.condense.load import load
@@ -61,6 +62,7 @@ __all__ = [
     "RunningRanking",
     "Seconds",
     "Smallest",
+    "Specialist",
     "StderrBelow",
     "Taylor",
     "TensorBoardLog",
@@ -90,6 +92,7 @@ __all__ = [
     "retrain",
     "revive",
     "smallest",
+    "specialize",
     "value_table",
     "vitals",
     "watch",

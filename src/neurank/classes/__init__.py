@@ -16,6 +16,7 @@ from neurank.classes.interference import (
 from neurank.classes.quality import Quality, interval, qualities, quality
 from neurank.classes.residual import Residual, residual_pruning
 from neurank.classes.selection import DISCRETE, Selection, Setting, select, selections, thetas
+from neurank.classes.specialist import Specialist, specialize
 
 __all__ = [
     "DISCRETE",
@@ -27,6 +28,7 @@ __all__ = [
     "Residual",
     "Selection",
     "Setting",
+    "Specialist",
     "agreement_by_class",
     "as_printed",
     "curves",
@@ -43,5 +45,6 @@ __all__ = [
     "residual_pruning",
     "select",
     "selections",
+    "specialize",
     "thetas",
 ]

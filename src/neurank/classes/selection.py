@@ -5,7 +5,7 @@ A `Selection` may leave a layer without units, which a plan may not: it is for m
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from types import MappingProxyType
@@ -206,16 +206,21 @@ def selections(
 ) -> tuple[Selection, ...]:
     """Choose for every class and setting, class after class; see `select`."""
     wanted = tuple(Setting.named(it) if isinstance(it, str) else it for it in settings)
-    found = []
-    for label in labels:
-        own = ranking.of_class(label)
-        orders = {name: own.order(name) for name in own}  # refuses what is undefined
-        scores = {name: own[name].scores for name in orders}
-        places = _places(scores)
-        for setting in wanted:
-            gone = _gone(scores, places, setting)
-            found.append(Selection(label, setting, {name: ~it for name, it in gone.items()}))
-    return tuple(found)
+    return tuple(
+        Selection(label, setting, kept)
+        for label in labels
+        for setting, kept in zip(wanted, kept_units(ranking.of_class(label), wanted), strict=True)
+    )
+
+
+def kept_units(ranking: Ranking, settings: Iterable[Setting]) -> Iterator[dict[str, Tensor]]:
+    """Yield for each setting which units of each layer are kept by a ranking's scores."""
+    for name in ranking:
+        ranking.order(name)  # refuses what is undefined
+    scores = {name: layer.scores for name, layer in ranking.layers.items()}
+    places = _places(scores)
+    for setting in settings:
+        yield {name: ~gone for name, gone in _gone(scores, places, setting).items()}
 
 
 def _places(scores: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

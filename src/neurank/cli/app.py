@@ -11,6 +11,7 @@ from neurank.cli.dead import dead
 from neurank.cli.demo import demo
 from neurank.cli.output import OneLineErrors, say
 from neurank.cli.rank import rank
+from neurank.cli.specialize import specialize
 from neurank.cli.train import train
 
 app = typer.Typer(
@@ -47,7 +48,8 @@ def main(
     Start with [bold]neurank demo[/bold], which needs nothing.
 
     For a network of yours: [bold]rank[/bold] it by two methods, [bold]compare[/bold] the rankings,
-    [bold]condense[/bold] it by one. [bold]dead[/bold] finds units that do nothing.
+    [bold]condense[/bold] it by one. [bold]specialize[/bold] cuts out a network for one class,
+    [bold]dead[/bold] finds units that do nothing.
 
     Exit codes: 0 done, 2 something given cannot be used, 1 failed on the way, 130 Ctrl-C.
     """
@@ -55,5 +57,5 @@ def main(
 
 
 app.command()(demo)
-for command in (train, rank, compare, condense, dead):
+for command in (train, rank, compare, condense, specialize, dead):
     app.command(no_args_is_help=True)(command)

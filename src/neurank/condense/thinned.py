@@ -14,12 +14,13 @@ from neurank.condense.compensate import Compensation, compensation
 from neurank.condense.kept import Plan
 from neurank.condense.narrowed import Narrowing, narrowed_graph
 from neurank.condense.surgery import Cut, cuts_for, gone_classes, named_tensors
-from neurank.errors import CondenseError
+from neurank.errors import CondenseError, PlanError
 from neurank.observe.execution import Program, Runner
 from neurank.observe.lowering import lowered
 from neurank.observe.masking import examples_inside, masked, off_tensors, on_name
 from neurank.observe.observer import MEMORY, TracedObserver
 from neurank.units.graph import Graph, Operation
+from neurank.units.space import UnitSpace
 
 Removed = Mapping[str, Sequence[int]]
 """Layer name to the units that are off; layers that are not named are whole."""
@@ -97,16 +98,40 @@ def thinned(removed: Removed, watching: TracedObserver, off: Off | None = None) 
     UnitError, PlanError
         A layer is not in the network, holds its outputs, or has not these units.
     """
-    widths = {name: watching.space[name].width for name, units in removed.items() if len(units)}
-    if not widths:
+    gone = _checked(removed, watching.space)
+    if not gone:
         return _whole(watching.runner, {})
-    keep = {name: _others(removed[name], width) for name, width in widths.items()}
+    widths = {name: watching.space[name].width for name in gone}
+    keep = {name: _others(units, widths[name]) for name, units in gone.items()}
     if all(keep.values()):
         try:
             return _cut(Plan(keep, widths), watching, off)
         except CondenseError:
             pass
-    return _whole(*switched(removed, watching, off))
+    return _whole(*switched(gone, watching, off))
+
+
+def _checked(removed: Removed, space: UnitSpace) -> Removed:
+    """Leave out the layers that lose nothing, and refuse what cannot be off."""
+    for name, units in removed.items():
+        layer = space[name]
+        if layer.name != name:
+            raise PlanError(
+                f"the units of layer {name!r} are tied to those of {layer.name!r}: name "
+                f"{layer.name!r}, which stands for {', '.join(layer.members)}"
+            )
+        if layer.is_output and len(units):
+            raise PlanError(
+                f"the units of layer {name!r} are the network's outputs, its classes: none of "
+                "them can be off. Leave the layer out"
+            )
+        outside = [unit for unit in units if not 0 <= unit < layer.width]
+        if outside:
+            raise PlanError(
+                f"layer {name!r} has no unit {outside[0]}, only 0 to {layer.width - 1}: what is "
+                "to be off was chosen for another network"
+            )
+    return {name: units for name, units in removed.items() if len(units)}
 
 
 class _Prefix:
@@ -218,9 +243,15 @@ def switched(
     -------
     tuple
         The forward pass with switches, and the results by name that it needs beside the input.
+
+    Raises
+    ------
+    UnitError, PlanError
+        As for `thinned`.
     """
     space, runner = watching.space, watching.runner
-    layers = [space[name] for name, units in removed.items() if len(units)]
+    removed = _checked(removed, space)
+    layers = [space[name] for name in removed]
     inputs, _ = next(iter(watching.examples))
     reads = [read.tensor for layer in layers for read in layer.reads]
     inner = examples_inside(reads, runner, space.coupling, inputs)
