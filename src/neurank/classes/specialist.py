@@ -297,8 +297,10 @@ def _with_folded_head(
     head = fit_head(logits, targets, label)
     model = with_head(small.model, head, data)
     inputs, _ = next(iter(data))
+    *hidden, (last, (outputs, _)) = small.report.widths.items()
     costs = replace(
         small.report,
+        widths={**dict(hidden), last: (outputs, len(head.weight))},
         parameters=(small.report.parameters[0], parameters(model)),
         multiply_adds=(
             small.report.multiply_adds[0],

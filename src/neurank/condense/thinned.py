@@ -19,7 +19,7 @@ from neurank.observe.execution import Program, Runner
 from neurank.observe.lowering import lowered
 from neurank.observe.masking import examples_inside, masked, off_tensors, on_name
 from neurank.observe.observer import MEMORY, TracedObserver
-from neurank.units.graph import Graph, Operation
+from neurank.units.graph import Graph, Operation, leaves
 from neurank.units.space import UnitSpace
 
 Removed = Mapping[str, Sequence[int]]
@@ -156,7 +156,7 @@ class _Prefix:
         size = 0
         for inputs in self._batches:
             found = self._program.run({self._input: inputs}, len(inputs))
-            size += sum(it.numel() * it.element_size() for it in found.values())
+            size += sum(it.nbytes for it in leaves(found) if isinstance(it, Tensor))
             if self._kept is not None:
                 self._kept = [*self._kept, found] if size <= self._memory else None
             yield found, len(inputs)
