@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from neurank.condense.compensate import Compensation, compensation
+from neurank.condense.given import whole
 from neurank.condense.kept import Plan
 from neurank.condense.narrowed import Narrowing, narrowed_graph
 from neurank.condense.surgery import Cut, cuts_for, gone_classes, named_tensors
@@ -125,13 +126,13 @@ def _checked(removed: Removed, space: UnitSpace) -> Removed:
                 f"the units of layer {name!r} are the network's outputs, its classes: none of "
                 "them can be off. Leave the layer out"
             )
-        outside = [unit for unit in units if not 0 <= unit < layer.width]
+        outside = [it for it in units if whole(it) not in range(layer.width)]
         if outside:
             raise PlanError(
                 f"layer {name!r} has no unit {outside[0]}, only 0 to {layer.width - 1}: what is "
                 "to be off was chosen for another network"
             )
-    return {name: units for name, units in removed.items() if len(units)}
+    return {name: tuple(map(int, units)) for name, units in removed.items() if len(units)}
 
 
 class _Prefix:
@@ -177,9 +178,9 @@ def _cut(plan: Plan, watching: TracedObserver, off: Off | None) -> Thin:
     space, runner, model = watching.space, watching.runner, watching.model
     cuts, gone = cuts_for(plan, space, model), gone_classes(plan, space)
     added = compensation(plan, space, off or _zeros(plan, watching), runner, model, gone)
-    whole = {**space.graph.constants, **named_tensors(model)}
-    biases = tuple(name for name in added.shifts if name not in whole)
-    narrowing = Narrowing(space.coupling, gone, whole, frozenset((*biases, *added.made)))
+    before = {**space.graph.constants, **named_tensors(model)}
+    biases = tuple(name for name in added.shifts if name not in before)
+    narrowing = Narrowing(space.coupling, gone, before, frozenset((*biases, *added.made)))
     graph = narrowed_graph(narrowing, biases)
     tensors = _tensors(runner, graph, cuts, added)
     touched = {*(cut.tensor for cut in cuts), *added.shifts, *added.made}
@@ -202,7 +203,7 @@ def _tensors(
         weight = f"{name.rpartition('.')[0]}.weight"
         if name not in tensors:  # a bias that is made is cut as the weight beside it
             axes[name] = [replace(cut, tensor=name) for cut in axes.get(weight, ()) if not cut.axis]
-        like = tensors.get(name, tensors[weight])
+        like = tensors[name if name in tensors else weight]
         before = tensors[name].to(torch.float64) if name in tensors else 0.0
         tensors[name] = (before + shift.to(like.device)).to(like.dtype)
     for name, own in axes.items():
