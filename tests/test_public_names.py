@@ -71,7 +71,9 @@ MADE_BY_OTHERS = {
 """Nobody makes these by hand; what makes them has the example."""
 
 
-@pytest.mark.parametrize("name", sorted(set(DOCUMENTED) - {"data", "zoo", "errors", "weights", "classes"}))
+@pytest.mark.parametrize(
+    "name", sorted(set(DOCUMENTED) - {"data", "zoo", "errors", "weights", "classes"})
+)
 def test_each_has_an_example_whose_answer_is_known(name):
     thing = getattr(nr, MADE_BY_OTHERS.get(name, name))
     assert ">>>" in inspect.getdoc(thing)

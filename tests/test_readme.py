@@ -19,7 +19,7 @@ def blocks(language):
 
 def test_the_quickstart_runs_and_is_short(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    code, further, budgets, dead = blocks("python")
+    code, further, budgets, dead, one_class = blocks("python")
     names = {}
     exec(compile(code, "README.md", "exec"), names)
     assert len([line for line in code.splitlines() if line.strip()]) <= 20
@@ -36,6 +36,9 @@ def test_the_quickstart_runs_and_is_short(tmp_path, monkeypatch, capsys):
     exec(compile(dead, "README.md", "exec"), names)
     assert "units dead" in capsys.readouterr().out
     assert names["masks"].sparsity == pytest.approx(0.5, abs=0.01)
+    exec(compile(one_class, "README.md", "exec"), names)
+    assert names["three"].report.parameters[1] <= 2500
+    assert "false positive rate" in capsys.readouterr().out
 
 
 def test_the_steps_on_the_command_line_run(tmp_path, monkeypatch):
