@@ -25,7 +25,7 @@ from neurank.progress import reporting
 from neurank.units.graph import Graph, Operation, Ref
 from neurank.units.space import UnitSpace
 
-PIECE_BYTES = 2**20
+PIECE_BYTES = 3 * 2**19
 """The largest result of a forward pass takes about so much, and stays in the cache."""
 LEAST_PIECE = 4
 """So many examples at least are run at once."""
@@ -128,16 +128,16 @@ def responses(
     counts = torch.zeros(classes, dtype=torch.int64)
     label = "responses of all classes"
     with torch.inference_mode(), reporting(label, len(examples), show=progress) as advance:
-        for whole in examples:
-            size = _piece_size(runner, whole[0].element_size())
-            for inputs, targets in zip(*(torch.split(it, size) for it in whole), strict=True):
-                found = program.run({graph.input: inputs}, len(inputs))
-                labels = targets.cpu()
-                counts.index_add_(0, labels, torch.ones_like(labels))
-                for name in layers:
-                    each = _of_layer(name, taps, found, space[name].width)
-                    sums[name].index_add_(0, labels, each)
-                    squares[name].index_add_(0, labels, each.square())
+        for inputs, targets in examples:
+            pieces = torch.split(inputs, _piece_size(runner, inputs.element_size()))
+            parts = [program.run({graph.input: piece}, len(piece)) for piece in pieces]
+            found = {name: torch.cat([part[name] for part in parts]) for name in wanted}
+            labels = targets.cpu()
+            counts.index_add_(0, labels, torch.ones_like(labels))
+            for name in layers:
+                each = _of_layer(name, taps, found, space[name].width)
+                sums[name].index_add_(0, labels, each)
+                squares[name].index_add_(0, labels, each.square())
             advance("")
     for name in layers:
         _check_finite(sums[name], name)
