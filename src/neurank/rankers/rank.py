@@ -45,7 +45,8 @@ def rank(
         It must give the same batches at every pass; two passes are compared.
     method : `ExactShapley`, `PermutationShapley`, `PairShapley`, `TruncatedShapley`,
         `TwoStageShapley`, `ImportanceSwitch`, `MeanReplacementPenalty`,
-        `MeanReplacementSaliency`, `Taylor`, `WeightNorm`, `RandomScore`.
+        `MeanReplacementSaliency`, `Taylor`, `ClassResponse`, `WeightNorm`, `NonzeroWeights`,
+        `RandomScore`.
     layers : dotted module names; None ranks every convolution and linear layer whose units can be
         switched off, but the network's outputs. Layers that cannot be are listed with the reason
         in ``provenance["refused_layers"]``.
