@@ -76,12 +76,12 @@ class Found:
 
     @classmethod
     def read(cls, folder: Path) -> "Found | None":
-        """Return what is there; None before the first portion of all classes is counted."""
-        first = folder.glob("own-tenths-*-0.json")
-        labels = sorted(int(path.stem.split("-")[2]) for path in first)
-        expected = 10 if NETWORKS[folder.name].pictures == "cifar10" else 20
-        if len(labels) < expected:
+        """Return what is there; None before responses are."""
+        path = folder / "responses.safetensors"
+        if not path.exists():
             return None
+        scored = next(iter(load_file(path).values()))
+        labels = (~scored.isnan().any(dim=1)).nonzero()[:, 0].tolist()
         names = json.loads((folder / "names.json").read_text())
         return cls(folder.name, tuple(labels), tuple(names[it] for it in labels), folder)
 
@@ -96,13 +96,22 @@ class Found:
         return related(NETWORKS[self.name].pictures, list(self.labels))
 
     @cached_property
-    def own(self) -> Counted:
-        """The counts over all portions that were finished for all classes and grids."""
+    def counted(self) -> Counted | None:
+        """The counts over all portions that were finished for all classes and grids, if any."""
         grids = {name: self._portions(f"own-{name}") for name in GRIDS}
         used = {name: found for name, found in grids.items() if found}
+        if "tenths" not in used:
+            return None
         numbers = set.intersection(*map(set, used.values()))
         parts = [_added([used[name][number] for number in sorted(numbers)]) for name in used]
         return _joined(parts)
+
+    @property
+    def own(self) -> Counted:
+        """The counts, which must be there."""
+        if self.counted is None:
+            raise SystemExit(f"{self.title}: no portion of its pictures is counted for all classes")
+        return self.counted
 
     @cached_property
     def by_mean(self) -> Counted | None:

@@ -34,9 +34,10 @@ from neurank.classes import DISCRETE, Curves, Setting, residual_pruning, selecti
 from neurank.data.splits import Split
 from neurank.observe.observer import observe
 
-STEPS = ("tenths", "residual", "shapley", "rest", "twentieths", "mean", "fine", "more")
-"""In the order in which they are done; `tenths`, `twentieths` and `fine` are the ratios of `GRIDS`
-for the first portion of each class's pictures, `more` all of them for the other portions."""
+STEPS = ("responses", "tenths", "residual", "shapley", "rest", "twentieths", "mean", "fine", "more")
+"""In the order in which they are done; `responses` are needed for all others; `tenths`,
+`twentieths` and `fine` are the ratios of `GRIDS` for the first portion of each class's pictures,
+`more` all of them for the other portions."""
 STATISTICS = ("sum", "mean")
 SCOPES = ("layer", "network")
 RESIDUAL_AT = (0.05, 0.25, 0.5)
@@ -79,7 +80,7 @@ class Size:
 
 FEW = (0.025, 0.05, 0.1, 0.2, 0.4)
 SIZES = {
-    "squeezenet": Size(50, 50, 25, 10, (0.05, 0.1, 0.2, 0.3), 5),
+    "squeezenet": Size(50, 50, 10, 10, (0.05, 0.1, 0.2, 0.3), 5),
     "vgg16": Size(500, 1000, 100, 30, FEW, 10),
     "cnn6": Size(500, 1000, 100, 30, FEW, 10, shapley=50),
     "resnet56": Size(500, 1000, 100, 30, FEW, 10),
@@ -272,7 +273,8 @@ def run(network: Network, size: Size, kept: Kept, steps: Sequence[str]) -> None:
         "more": more,
     }
     for step in steps:
-        known[step]()
+        if step != "responses":
+            known[step]()
 
 
 def main() -> None:

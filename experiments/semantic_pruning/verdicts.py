@@ -2,13 +2,13 @@
 
 import io
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 import torch
-from found import SCOPES, Found, named
+from found import SCOPES, Found
 from matplotlib.figure import Figure
 from PIL import Image
 from scipy.stats import spearmanr
@@ -58,7 +58,9 @@ def layer_shares(found: Found) -> pd.DataFrame:
 
 
 def settings_table(found: Found) -> pd.DataFrame:
-    """Return parameters and mean accuracy of each discrete setting."""
+    """Return parameters and mean accuracy of each discrete setting; empty without counts."""
+    if found.counted is None:
+        return pd.DataFrame()
     own, rows = found.own, []
     for setting in ("whole", *(str(it) for it in DISCRETE)):
         at = own.column(setting)
@@ -85,7 +87,9 @@ def settings_table(found: Found) -> pd.DataFrame:
 
 
 def classes_table(found: Found) -> pd.DataFrame:
-    """Return what becomes of each class along the ratios."""
+    """Return what becomes of each class along the ratios; empty without counts."""
+    if found.counted is None:
+        return pd.DataFrame()
     rows = []
     for scope in SCOPES:
         ratios, (pictures, hits, _, _) = found.own.along(scope)
@@ -151,6 +155,8 @@ def improved_in(frame: pd.DataFrame) -> pd.DataFrame:
 
 def on_loss(found: Found) -> Iterator[Verdict]:
     """Claim (a): for each class some ratio removes filters with no loss."""
+    if found.counted is None:
+        return
     table = classes_table(found)
     for scope, rows in table.groupby("scope", sort=False):
         largest = rows["no loss up to"]
@@ -196,6 +202,24 @@ def on_layers(found: Found) -> Iterator[Verdict]:
         )
 
 
+def on_means(found: Found) -> Iterator[Verdict]:
+    """Claim (b), continued: what network-wise pruning by means per position costs."""
+    own, mean = found.counted, found.by_mean
+    if own is None or mean is None:
+        return
+    parts = {}
+    for setting in mean.settings[1:]:
+        if setting in own.settings:
+            at, there = mean.column(setting), own.column(setting)
+            parts[setting] = (mean.recall[:, at].mean(), own.recall[:, there].mean())
+    yield Verdict(
+        found.title,
+        "network-wise pruning keeps more recall by means per position than by sums",
+        all(one > other for one, other in parts.values()),
+        "; ".join(f"{it} {100 * a:.1f} for {100 * b:.1f} %" for it, (a, b) in parts.items()),
+    )
+
+
 def on_residual(found: Found) -> Iterator[Verdict]:
     """Claim (b): Which layers are pruned as a consequence."""
     if found.residual is None:
@@ -216,6 +240,8 @@ def on_residual(found: Found) -> Iterator[Verdict]:
 
 def on_settings(found: Found) -> Iterator[Verdict]:
     """Claim (c): What the discrete settings cost."""
+    if found.counted is None:
+        return
     table = settings_table(found).set_index("setting")
 
     def change(setting: str) -> str:
@@ -247,6 +273,8 @@ def on_settings(found: Found) -> Iterator[Verdict]:
 
 def on_improvement(found: Found) -> Iterator[Verdict]:
     """Claim (d): Some classes improve."""
+    if found.counted is None:
+        return
     table = classes_table(found)
     for scope, rows in table.groupby("scope", sort=False):
         printed, honest = (
@@ -288,6 +316,8 @@ def on_overlap(found: Found) -> Iterator[Verdict]:
 
 def on_neighbours(found: Found) -> Iterator[Verdict]:
     """Claim (f): Accuracy rises where pruned sets move towards those of related classes."""
+    if found.counted is None:
+        return
     for scope in SCOPES:
         ratios, (pictures, hits, _, _) = found.own.along(scope)
         kept = found.kept(scope, ratios[1:])
@@ -310,6 +340,16 @@ def on_neighbours(found: Found) -> Iterator[Verdict]:
 def on_quality(found: Found) -> Iterator[Verdict]:
     """Claim (g): Recall alone rewards a network that always says yes."""
     for scope, frame in found.rest.items():
+        whole = frame[frame.setting == "whole"].set_index("label").f1
+        near = frame[frame.setting != "whole"]
+        near = near[near.f1 >= near.label.map(whole) - 0.01]
+        yield Verdict(
+            found.title,
+            f"for each class some ratio prunes without losing more than a point of F1, {scope}",
+            near.label.nunique() == len(whole),
+            f"{near.label.nunique()} of {len(whole)} classes, of the ratios "
+            f"{_ratios(_ratio_of(it) for it in frame.setting.unique()[1:])}",
+        )
         gains = improved_in(frame.rename(columns={"label": "class"}))
         if not len(gains):
             yield Verdict(
@@ -353,7 +393,6 @@ def on_density(found: Found) -> Iterator[Verdict]:
     alike = found.related & ~torch.eye(len(found.labels), dtype=torch.bool)
     unlike = ~found.related & ~torch.eye(len(found.labels), dtype=torch.bool)
     density = dense(found)
-    table = classes_table(found)
     for scope in SCOPES:
         near = pruned_correlations(found.kept(scope, ALIKE_RATIOS))
         one, other = near[:, alike].mean(dim=1), near[:, unlike].mean(dim=1)
@@ -364,6 +403,9 @@ def on_density(found: Found) -> Iterator[Verdict]:
             f"correlation of pruned sets {_numbers(one)} among related classes, "
             f"{_numbers(other)} among others, at ratios {_ratios(ALIKE_RATIOS)}",
         )
+        if found.counted is None:
+            continue
+        table = classes_table(found)
         rows = table[table.scope == scope]
         gain = (rows.best - rows.whole).to_numpy()
         test = spearmanr(density.numpy(), gain)
@@ -391,7 +433,7 @@ def dense(found: Found) -> Tensor:
 
 
 CLAIMS = (
-    *(on_loss, on_layers, on_residual, on_settings, on_improvement),
+    *(on_loss, on_layers, on_means, on_residual, on_settings, on_improvement),
     *(on_overlap, on_neighbours, on_quality, on_shapley, on_density),
 )
 
@@ -401,7 +443,12 @@ CLAIMS = (
 
 def figures(found: Found) -> Iterator[tuple[str, Figure]]:
     """Draw Figures 2 to 7, and what stands beside the recall."""
-    own = found.own
+    yield from _layer_figures(found)
+    for scope, frame in found.rest.items():
+        yield f"quality-{scope}", _quality_panels(found, scope, frame)
+    own = found.counted
+    if own is None:
+        return
     table = settings_table(found)
     yield (
         "figure2",
@@ -416,7 +463,6 @@ def figures(found: Found) -> Iterator[tuple[str, Figure]]:
         name: own.recall[:, own.column(name)].tolist() for name in ("whole", *PRINTED_SETTINGS)
     }
     yield "figure3", draw.class_accuracies(lines, found.classes).get_figure()
-    yield from _layer_figures(found)
     for scope in SCOPES:
         ratios, (pictures, hits, _, _) = own.along(scope)
         kinds = [group.kind for group in found.grouped(scope)]
@@ -437,8 +483,6 @@ def figures(found: Found) -> Iterator[tuple[str, Figure]]:
             f"figure7-{scope}",
             draw.projection_panels(places, at, found.classes, highlight=chosen[0]),
         )
-    for scope, frame in found.rest.items():
-        yield f"quality-{scope}", _quality_panels(found, scope, frame)
 
 
 def _layer_figures(found: Found) -> Iterator[tuple[str, Figure]]:
@@ -509,9 +553,6 @@ def _neighbour_figures(found: Found) -> Iterator[tuple[str, Figure]]:
 
 def _quality_panels(found: Found, scope: str, frame: pd.DataFrame) -> Figure:
     """Draw recall, false positives, F1 and AUROC of each class along the ratio."""
-    ratio_of = {"whole": 0.0} | {
-        named(scope, ratio): ratio for ratio in (it / 1000 for it in range(5, 1000, 5))
-    }
     columns = 5
     rows = -(-len(found.labels) // columns)
     figure = Figure(figsize=(2.2 * columns, 1.9 * rows + 0.5), dpi=120, layout="constrained")
@@ -524,7 +565,7 @@ def _quality_panels(found: Found, scope: str, frame: pd.DataFrame) -> Figure:
     }
     for axes, label, name in zip(panels, found.labels, found.classes, strict=False):
         one = frame[frame.label == label]
-        along = [ratio_of[it] for it in one.setting]
+        along = [_ratio_of(it) for it in one.setting]
         for at, (measure, called) in enumerate(measures.items()):
             style = {"color": draw.COLOURS[at], "marker": draw.MARKERS[at], "markersize": 3}
             axes.plot(along, one[measure], label=called, linewidth=1, **style)
@@ -548,7 +589,11 @@ def save(figure: Figure, path: Path) -> None:
 # --- words ---
 
 
-def _ratios(values: Sequence[float]) -> str:
+def _ratio_of(setting: str) -> float:
+    return 0.0 if setting == "whole" else float(setting.partition("-")[2]) / 100
+
+
+def _ratios(values: Iterable[float]) -> str:
     return ", ".join(f"{value:g}" for value in values)
 
 
@@ -576,6 +621,21 @@ def as_markdown(verdicts: Sequence[Verdict]) -> str:
     return "\n".join(lines)
 
 
+def quality_means(quality: pd.DataFrame) -> str:
+    """Set down what each ratio does to the mean class, as a table."""
+    names = {"recall": "recall", "false_positive_rate": "false positives", "f1": "F1"}
+    lines = [
+        f"| network | setting | {', '.join(names.values()).replace(', ', ' | ')} | AUROC |",
+        "|---|---|---:|---:|---:|---:|",
+    ]
+    means = quality.groupby(["network", "scope", "setting"], sort=False)[[*names, "auroc"]].mean()
+    for (network, scope, setting), row in means.iterrows():
+        called = f"{scope}, whole" if setting == "whole" else setting
+        shares = " | ".join(f"{100 * row[name]:.1f} %" for name in names)
+        lines.append(f"| {network} | {called} | {shares} | {row.auroc:.3f} |")
+    return "\n".join(lines)
+
+
 def report(out: Path, folder: Path, networks: Sequence[str]) -> None:
     """Write tables, figures and verdicts of the networks that are there."""
     (folder / "figures").mkdir(parents=True, exist_ok=True)
@@ -600,8 +660,12 @@ def report(out: Path, folder: Path, networks: Sequence[str]) -> None:
     if shapley:
         pd.concat(shapley).round(4).to_csv(folder / "shapley.csv", index=False)
     verdicts = [verdict for claim in CLAIMS for found in there for verdict in claim(found)]
-    (folder / "claims.md").write_text(as_markdown(verdicts) + "\n")
-    print(as_markdown(verdicts))
+    text = as_markdown(verdicts)
+    quality = pd.concat([quality_table(found) for found in there])
+    if len(quality):
+        text += "\n\nMeans over the classes, pictures of all classes:\n\n" + quality_means(quality)
+    (folder / "claims.md").write_text(text + "\n")
+    print(text)
     for found in there:
         for name, figure in figures(found):
             save(figure, folder / "figures" / f"{found.name}-{name}.png")
