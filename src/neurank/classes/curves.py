@@ -15,7 +15,15 @@ import torch
 from torch import Tensor, nn
 
 from neurank.classes.quality import Quality, quality
-from neurank.classes.selection import Scope, Selection, Setting, selections, thetas
+from neurank.classes.selection import (
+    Scope,
+    Selection,
+    Setting,
+    refuse_other_network,
+    selections,
+    thetas,
+)
+from neurank.condense.given import whole
 from neurank.condense.thinned import sweep
 from neurank.condense.trials import watched
 from neurank.condense.unit_costs import costs_of
@@ -182,6 +190,8 @@ def curves(
         A class was not scored.
     DataError, ModelError, MethodError
         Data, model or settings cannot be used.
+    PlanError, UnitError
+        The ranking is of another network.
 
     Examples
     --------
@@ -198,6 +208,7 @@ def curves(
         pictures = _Pictures.of(watching)
         wanted = _labels(labels, ranking, pictures, watching.classes)
         picked = tuple(selections(ranking, (label,), chosen) for label in wanted)
+        refuse_other_network((row[0] for row in picked), watching.space)
         return _Counting(watching, pictures, picked, others=others).counted(progress=progress)
 
 
@@ -325,12 +336,13 @@ def _labels(
         if not found:
             raise DataError("no class has both pictures and scores: rank on data of these classes")
         return found
-    for label in labels:
-        if isinstance(label, bool) or not isinstance(label, int) or not 0 <= label < classes:
-            raise DataError(f"there is no class {label!r}: the network's are 0 to {classes - 1}")
-    if not labels:
+    found = tuple(whole(label) for label in labels)
+    for label, given in zip(found, labels, strict=True):
+        if label not in range(classes):
+            raise DataError(f"there is no class {given!r}: the network's are 0 to {classes - 1}")
+    if not found:
         raise DataError("labels=[] names no class: name some, or leave it out for all")
-    return tuple(labels)
+    return tuple(label for label in found if label is not None)
 
 
 def _is_scored(ranking: Ranking, label: int) -> bool:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from neurank.classes.selection import Selection
+from neurank.classes.selection import Selection, refuse_other_network
 from neurank.condense.thinned import switched
 from neurank.condense.trials import watched
 from neurank.errors import DataError, MethodError
@@ -89,6 +89,8 @@ def residual_pruning(
         The threshold is out of range.
     DataError
         A class has no pictures.
+    PlanError, UnitError
+        A selection is for another network.
 
     Examples
     --------
@@ -105,6 +107,7 @@ def residual_pruning(
     found = []
     with evaluating(model), threads_as_torch(), torch.inference_mode():
         watching = watched(model, data, progress=progress)
+        refuse_other_network(selections, watching.space)
         parts = list(watching.examples)
         inputs, targets = (torch.cat(it) for it in zip(*parts, strict=True))
         size = max(watching.examples.sizes)
@@ -131,15 +134,13 @@ def _settled(
     """Go on until no layer loses more; those in front first, for they take input from the rest."""
     gone = {name: ~kept for name, kept in selection.kept.items()}
     residual = {name: torch.zeros_like(off) for name, off in gone.items()}
-    done: set[str] = set()
     while True:
         now = reading.inputs({name: gone[name] | residual[name] for name in gone})
         left = {name: _share(now[name], whole[name]) for name in gone}
         for name, off in gone.items():
             fresh = (left[name] <= threshold) & ~off & ~residual[name]
-            if name not in done and bool(fresh.any()):
+            if bool(fresh.any()):
                 residual[name] = residual[name] | fresh
-                done.add(name)
                 break
         else:
             return Residual(selection, threshold, residual, left)

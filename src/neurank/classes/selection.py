@@ -14,10 +14,12 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from neurank.condense.given import real, whole
 from neurank.condense.kept import Plan
 from neurank.errors import MethodError, PlanError
 from neurank.files import Json
 from neurank.ranking import Ranking
+from neurank.units.space import UnitSpace
 
 Scope = Literal["layer", "network"]
 Named = Literal["zero", "median"]
@@ -61,7 +63,7 @@ class Setting:
         if isinstance(self.theta, str):
             if self.theta not in get_args(Named):
                 raise MethodError(f"theta={self.theta!r} is unknown: a share, 'zero' or 'median'")
-        elif isinstance(self.theta, bool) or not 0 <= self.theta <= 1:  # NaN is not
+        elif not 0 <= real(self.theta) <= 1:  # NaN is not
             raise MethodError(f"theta={self.theta!r} is no share of units: give 0 to 1")
 
     @classmethod
@@ -264,6 +266,19 @@ def _decimal(theta: float | Named) -> Decimal:
     return Decimal(str(float(theta)))
 
 
+def refuse_other_network(chosen: Iterable[Selection], space: UnitSpace) -> None:
+    """Raise a PlanError (UnitError for a layer that is not there) if a network has other units."""
+    for selection in chosen:
+        for name, on in selection.kept.items():
+            layer = space[name]
+            if layer.name != name or layer.is_output or layer.width != len(on):
+                what = "the network's outputs" if layer.is_output else f"{layer.width} units"
+                raise PlanError(
+                    f"the selection is for {len(on)} units of layer {name!r}, which in this "
+                    f"network is {layer.name!r} with {what}: rank this network's hidden layers"
+                )
+
+
 def thetas(steps: int = 25, largest: float = 0.6) -> Sequence[float]:
     """Return pruning ratios from 0 to the largest, evenly spaced; the paper's goes to 0.6.
 
@@ -277,8 +292,8 @@ def thetas(steps: int = 25, largest: float = 0.6) -> Sequence[float]:
     >>> thetas(4)
     (0.0, 0.2, 0.4, 0.6)
     """
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 2:
+    if (whole(steps) or 0) < 2:
         raise MethodError(f"steps={steps!r}: give a whole number of ratios, at least 2")
-    if isinstance(largest, bool) or not 0 < largest <= 1:
+    if not 0 < real(largest) <= 1:
         raise MethodError(f"largest={largest!r} is no pruning ratio: give one above 0, up to 1")
     return tuple(round(largest * step / (steps - 1), 6) for step in range(steps))
