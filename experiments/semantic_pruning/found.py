@@ -155,7 +155,11 @@ class Found:
         for name, rows in load_file(self.folder / "responses.safetensors").items():
             statistic, _, layer = name.partition("/")
             found.setdefault(statistic, {})[layer] = rows
-        return {kind: dict(sorted(found[kind].items(), key=_in_order)) for kind in ("sum", "mean")}
+        modules = dict(NETWORKS[self.name].build().named_modules())
+        return {
+            kind: {layer: found[kind][layer] for layer in modules if layer in found[kind]}
+            for kind in ("sum", "mean")
+        }
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -219,12 +223,6 @@ def as_ranking(by_class: Mapping[str, Tensor]) -> nr.Ranking:
             rows.nansum(dim=0), nothing, counts, status="computed", by_class=rows
         )
     return nr.Ranking(layers, {})
-
-
-def _in_order(named_rows: tuple[str, object]) -> list[tuple[int, str]]:
-    """Sort layers as the network has them: numbers as numbers, conv1 before layer1."""
-    parts = named_rows[0].split(".")
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in parts]
 
 
 def _stacked(rows: Sequence[dict[str, list[int]]]) -> Counted:

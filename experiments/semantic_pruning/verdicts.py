@@ -493,7 +493,7 @@ def _layer_figures(found: Found) -> Iterator[tuple[str, Figure]]:
                 for kind in ("direct", "residual")
             }
             yield (
-                f"figure4-{threshold:g}",
+                f"figure4-residual-{threshold:g}",
                 draw.pruned_by_layer(
                     found.layers,
                     wide["direct"].to_numpy().tolist(),
@@ -501,14 +501,13 @@ def _layer_figures(found: Found) -> Iterator[tuple[str, Figure]]:
                     list(wide["direct"].index),
                 ),
             )
-    shares = layer_shares(found)
-    by_mean = shares[shares.responses == "mean"]
-    wide_mean = by_mean.pivot(index="theta", columns="layer", values="pruned")[list(found.layers)]
-    direct, none = wide_mean.to_numpy().tolist(), (0 * wide_mean).to_numpy().tolist()
-    yield (
-        "figure4-mean",
-        draw.pruned_by_layer(found.layers, direct, none, list(wide_mean.index)),
-    )
+    for statistic, rows in layer_shares(found).groupby("responses", sort=False):
+        direct = rows.pivot(index="theta", columns="layer", values="pruned")[list(found.layers)]
+        shares, none = direct.to_numpy().tolist(), (0 * direct).to_numpy().tolist()
+        yield (
+            f"figure4-{statistic}",
+            draw.pruned_by_layer(found.layers, shares, none, list(direct.index)),
+        )
 
 
 def _examples(found: Found, scope: str) -> list[int]:
