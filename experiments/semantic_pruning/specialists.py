@@ -1,21 +1,28 @@
 """A network for each class of CIFAR-10, cut out of the trained VGG-16: with and without retraining.
 
-    python experiments/semantic_pruning/specialists.py [--classes 0,3] [report]
+    python experiments/semantic_pruning/specialists.py whole [--classes 0,3]
+    python experiments/semantic_pruning/specialists.py shared --condensed FILE [--classes 0,3]
+    python experiments/semantic_pruning/specialists.py trained --condensed FILE --logits FILE
+    python experiments/semantic_pruning/specialists.py report
 
-Needs the data that NEURANK_DATA names, with models/ beside it. One core takes about six minutes a
-class. What is finished lies in runs/specialists and is not computed again; `report` writes
-specialists.md beside this file from what is there.
+Needs the data that NEURANK_DATA names, with models/ beside it. One core takes two to three minutes
+a class for each part. What is finished lies in runs/specialists and is not computed again; `report`
+writes specialists.md beside this file from what is there.
 
 Units are scored by mean replacement saliency for the decision "is it the class" on 1,000 of the
 5,000 held-out pictures. All choices, heads and thresholds are made on 2,000 of them; the 10,000
-pictures of the test file are seen by nothing but the figures of the table.
+pictures of the test file are seen by nothing but the figures of the table. F1 may fall one point
+below that of the whole network.
 
-without retraining   the smallest network whose F1 on these 2,000 is within one point of the whole
-                     network's, found by `neurank.specialize` with a folded head.
-retrained            at most a tenth of the parameters and 75 million of 314 million multiply-adds;
-                     BatchNorm's statistics are estimated again, a head is fitted and folded in, and
-                     the network is trained for four epochs of 9,000 pictures, the class's 4,500 and
-                     as many others, drawn anew each time.
+whole    without retraining: the smallest network that holds on these 2,000, found by
+         `neurank.specialize` with a folded head.
+shared   FILE is the network of ten classes that experiments/neuron_ranking/vgg16_cifar10.py
+         condenses and retrains (its row "ours"), once for all classes. The smallest specialist of
+         it that holds, without more training.
+trained  One of it with at most 27 million multiply-adds, trained briefly: BatchNorm's statistics
+         are estimated again, a head is fitted and folded in, and three epochs of 9,000 pictures
+         follow, the class's 4,500 and as many others, drawn anew; labels are part the data's, part
+         the whole network's answers, which that experiment keeps in logits.safetensors.
 """
 
 import argparse
@@ -33,14 +40,17 @@ from torch.optim.swa_utils import update_bn
 import neurank as nr
 from neurank.condense.heads import fit_head, relabelled, with_head
 from neurank.condense.measure import interleaved
+from neurank.data.cifar10 import CLASSES
 from neurank.text import aligned
 
 HERE = Path(__file__).parent
 RUNS = Path("runs/specialists")
 NORMAL = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 SCORED, CHOSEN = 1_000, 2_000
-MOST_PARAMETERS, MOST_MULTIPLY_ADDS = 0.1, 75_000_000
-EPOCHS, BATCH, RATE = 4, 64, 1e-3
+MOST_MULTIPLY_ADDS = 27_000_000
+EPOCHS, BATCH, RATE = 3, 64, 3e-4
+HEAT, SOFT = 2.0, 0.7
+"""The whole network's answers are smoothed so, and count so much beside the labels."""
 
 
 def loaded():
@@ -52,6 +62,19 @@ def loaded():
     weights = load_file(Path(folder) / "models" / "vgg16_cifar10.safetensors")
     model.load_state_dict({name: weight.float() for name, weight in weights.items()})
     return model, nr.data.load(f"cifar10:{folder}/cifar10").normalized(*NORMAL)
+
+
+def narrow(path):
+    """Return the condensed network of ten classes, whose widths its weights tell."""
+    weights = {name: it for name, it in load_file(path).items() if not name.startswith("momentum.")}
+    names = sorted(
+        (name for name, it in weights.items() if name.endswith(".weight") and it.ndim > 1),
+        key=lambda name: (name.startswith("classifier"), int(name.split(".")[1])),
+    )
+    model = nr.zoo.vgg16(*(len(weights[name]) for name in names[:-1])).eval()
+    own = model.state_dict()
+    model.load_state_dict({name: weights[name] for name in own})
+    return model
 
 
 @torch.inference_mode()
@@ -79,8 +102,11 @@ def scores_for(model, data, label):
     return nr.Ranking(found.layers, {"method": "mean replacement", "one_against_rest": label})
 
 
-def trained(model, split, label):
-    """Train a network of two outputs on the class and as many others; in place."""
+def trained(model, split, label, soft):
+    """Train a network of two outputs on the class and as many others; in place.
+
+    `soft` is for each picture how sure the whole network is that it is the class.
+    """
     own = (split.targets == label).nonzero()[:, 0]
     rest = (split.targets != label).nonzero()[:, 0]
     draw = torch.Generator().manual_seed(label)
@@ -100,7 +126,9 @@ def trained(model, split, label):
             inputs = torch.where(mirrored[:, None, None, None], inputs.flip(3), inputs)
             with torch.autocast("cpu", torch.bfloat16):
                 found = model(inputs.to(memory_format=torch.channels_last)).float()
-            loss = functional.cross_entropy(found, (split.targets[some] == label).long())
+            wanted = (split.targets[some] == label).float()
+            wanted = SOFT * soft[some] + (1 - SOFT) * wanted
+            loss = functional.cross_entropy(found, torch.stack([1 - wanted, wanted], dim=1))
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -108,17 +136,16 @@ def trained(model, split, label):
     return model.eval().to(memory_format=torch.contiguous_format)
 
 
-def retrained(model, splits, scores, label):
-    """Cut to the goal's size, bring statistics up to date, fold a head in, train."""
+def retrained(model, splits, scores, label, soft):
+    """Cut further, bring statistics up to date, fold a head in, train."""
     chosen = splits.validation.first(CHOSEN)
     plan = nr.plan(
         scores,
-        max_params=int(MOST_PARAMETERS * sum(it.numel() for it in model.parameters())),
         max_macs=MOST_MULTIPLY_ADDS,
         model=model,
         data=chosen,
         across="share per cost",
-        multiple_of=8,
+        multiple_of=4,
         progress=False,
     )
     small = nr.condense(model, plan, chosen.first(200), progress=False)
@@ -126,7 +153,8 @@ def retrained(model, splits, scores, label):
     some = splits.train.subset(torch.randperm(45_000, generator=draw)[:2_000])
     update_bn([inputs for inputs, _ in some], small.model)
     head = fit_head(answers(small.model, chosen), chosen.targets, label)
-    binary = trained(with_head(small.model, head, chosen.first(50)), splits.train, label)
+    binary = with_head(small.model, head, chosen.first(50))
+    binary = trained(binary, splits.train, label, soft)
     # Where the class begins is chosen on pictures that it was not trained on.
     own = (chosen.targets == label).long()
     final = fit_head(answers(binary, chosen), own, 1)
@@ -134,64 +162,90 @@ def retrained(model, splits, scores, label):
     return binary, small.report.multiply_adds[1], small.check.max_error
 
 
-def one_class(model, splits, label, whole):
-    """Make both networks of a class, and measure them."""
-    started = time.perf_counter()
-    test, chosen = splits.test, splits.validation.first(CHOSEN)
-    scores = scores_for(model, splits.validation.first(SCORED), label)
-    inputs = test.inputs[:64]
-    found = {"label": label, "whole": known(whole, test.targets, label, binary=False)}
-    binary, macs, error = retrained(model, splits, scores, label)
-    times = interleaved({"whole": model, "small": binary}, inputs, 9, time.process_time)
-    found["retrained"] = {
-        "parameters": sum(it.numel() for it in binary.parameters()),
+def entry(model, small, macs, error, test, label):
+    """Say what a specialist costs, beside the whole network, and what it is worth."""
+    times = interleaved({"whole": model, "small": small}, test.inputs[:64], 9, time.process_time)
+    return {
+        "parameters": sum(it.numel() for it in small.parameters()),
         "multiply_adds": macs,
         "time": times["small"].median / times["whole"].median,
-        "quality": known(answers(binary, test), test.targets, label, binary=True),
+        "quality": known(answers(small, test), test.targets, label, binary=True),
         "check": error,
     }
-    print(label, "retrained", found["retrained"], flush=True)
+
+
+def of_whole(model, splits, label, before):
+    """Cut a specialist out of the whole network, without retraining."""
+    chosen = splits.validation.first(CHOSEN)
+    scores = scores_for(model, splits.validation.first(SCORED), label)
     made = nr.specialize(
         model, chosen, label, ranking=scores, head=True, max_drop=0.01,
         across="share per cost", progress=False,
     )  # fmt: skip
-    times = interleaved({"whole": model, "small": made.model}, inputs, 9, time.process_time)
-    found["untrained"] = {
-        "parameters": made.report.parameters[1],
-        "multiply_adds": made.report.multiply_adds[1],
-        "time": times["small"].median / times["whole"].median,
-        "quality": known(answers(made.model, test), test.targets, label, binary=True),
-        "check": made.condensed.check.max_error,
+    macs, error = made.report.multiply_adds[1], made.condensed.check.max_error
+    return {
+        "whole": known(before["test"], splits.test.targets, label, binary=False),
+        "untrained": entry(model, made.model, macs, error, splits.test, label),
     }
-    found["seconds"] = time.perf_counter() - started
-    return found
 
 
-def report(names):
+def of_shared(model, splits, label, before, condensed):
+    """Cut specialists out of the condensed network of ten classes."""
+    chosen = splits.validation.first(CHOSEN)
+    least = nr.classes.quality(before["chosen"], chosen.targets, label).f1 - 0.01
+    own = nr.classes.quality(answers(condensed, chosen), chosen.targets, label).f1
+    scores = scores_for(condensed, splits.validation.first(SCORED), label)
+    made = nr.specialize(
+        condensed, chosen, label, ranking=scores, head=True, max_drop=max(own - least, 0.0),
+        across="share per cost", progress=False,
+    )  # fmt: skip
+    macs, error = made.report.multiply_adds[1], made.condensed.check.max_error
+    return {"cut": entry(model, made.model, macs, error, splits.test, label)}
+
+
+def of_trained(model, splits, label, before, condensed):
+    """Cut further than holds, and train briefly."""
+    scores = scores_for(condensed, splits.validation.first(SCORED), label)
+    teacher = fit_head(before["chosen"], splits.validation.first(CHOSEN).targets, label)
+    soft = torch.softmax(teacher(before["train"]) / HEAT, dim=1)[:, 1].float()
+    binary, macs, error = retrained(condensed, splits, scores, label, soft)
+    return {"trained": entry(model, binary, macs, error, splits.test, label)}
+
+
+KINDS = {
+    "untrained": "of the whole network, untrained",
+    "cut": "of the condensed one",
+    "trained": "of it, trained briefly",
+}
+
+
+def report():
     """Write the table of what is finished."""
-    found = [json.loads(it.read_text()) for it in sorted(RUNS.glob("class-*.json"))]
+    classes = {}
+    for path in sorted(RUNS.glob("*.json")):
+        label = int(path.stem.rpartition("-")[2])
+        classes.setdefault(label, {}).update(json.loads(path.read_text(encoding="utf-8")))
     whole = 15_253_578, 313_725_952
-    rows = [
-        ("class", "F1 whole", "without retraining: F1", "parameters", "multiply-adds", "time",
-         "retrained: F1", "parameters", "multiply-adds", "time", "within a point", "AUROC"),
-    ]  # fmt: skip
-    for one in found:
-        cells = [names[one["label"]], f"{100 * one['whole']['f1']:.1f} %"]
-        for kind in ("untrained", "retrained"):
-            it = one[kind]
+    rows = [("class", "F1 of the whole network")]
+    for words in KINDS.values():
+        rows[0] += (f"{words}: F1", "AUROC", "parameters", "multiply-adds", "time")
+    for label, one in sorted(classes.items()):
+        before = one["whole"]["f1"]
+        cells = [CLASSES[label], f"{100 * before:.1f} %"]
+        for kind in KINDS:
+            it = one.get(kind)
+            if it is None:
+                cells += [""] * 5
+                continue
+            f1 = it["quality"]["f1"]
             cells += [
-                f"{100 * it['quality']['f1']:.1f} %",
-                f"{100 * it['parameters'] / whole[0]:.1f} %",
+                f"{100 * f1:.1f} %" + (" (holds)" if f1 >= before - 0.01 else ""),
+                f"{it['quality']['auroc']:.4f}",
+                f"{100 * it['parameters'] / whole[0]:.2f} %",
                 f"{100 * it['multiply_adds'] / whole[1]:.1f} %",
                 f"{100 * it['time']:.0f} %",
             ]
-        held = [
-            "yes" if one[kind]["quality"]["f1"] >= one["whole"]["f1"] - 0.01 else "no"
-            for kind in ("untrained", "retrained")
-        ]
-        areas = [f"{one[kind]['quality']['auroc']:.4f}" for kind in
-                 ("whole", "untrained", "retrained") if "quality" in one[kind]]  # fmt: skip
-        rows.append((*cells, " / ".join(held), " / ".join(areas)))
+        rows.append(tuple(cells))
     lines = ["| " + " | ".join(row) + " |" for row in rows]
     lines.insert(1, "|" + "---|" * len(rows[0]))
     (HERE / "specialists.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -201,21 +255,35 @@ def report(names):
 def main():
     """Make the networks that are not there yet, or the report."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", nargs="?", choices=["make", "report"], default="make")
+    parser.add_argument("what", choices=["whole", "shared", "trained", "report"])
+    parser.add_argument("--condensed", type=Path, help="the condensed network of ten classes")
+    parser.add_argument("--logits", type=Path, help="the whole network's answers, for training")
     parser.add_argument("--classes", default=",".join(map(str, range(10))))
     given = parser.parse_args()
+    if given.what == "report":
+        report()
+        return
+    if given.what != "whole" and given.condensed is None:
+        parser.error(f"{given.what} needs --condensed FILE")
     RUNS.mkdir(parents=True, exist_ok=True)
-    if given.what == "make":
-        model, splits = loaded()
-        whole = None
-        for label in map(int, given.classes.split(",")):
-            path = RUNS / f"class-{label}.json"
-            if not path.exists():
-                whole = answers(model, splits.test) if whole is None else whole
-                found = one_class(model, splits, label, whole)
-                path.write_text(json.dumps(found, indent=1), encoding="utf-8")
-                print(label, "untrained", found["untrained"], flush=True)
-    report(nr.data.cifar10.CLASSES)
+    model, splits = loaded()
+    before = {"chosen": answers(model, splits.validation.first(CHOSEN))}
+    if given.what == "whole":
+        before["test"] = answers(model, splits.test)
+    if given.what == "trained":
+        before["train"] = load_file(given.logits)["logits"].float()
+    for label in map(int, given.classes.split(",")):
+        path = RUNS / f"{given.what}-{label}.json"
+        if path.exists():
+            continue
+        started = time.perf_counter()
+        if given.what == "whole":
+            found = of_whole(model, splits, label, before)
+        else:
+            make = of_shared if given.what == "shared" else of_trained
+            found = make(model, splits, label, before, narrow(given.condensed))
+        path.write_text(json.dumps(found, indent=1), encoding="utf-8")
+        print(label, f"{time.perf_counter() - started:.0f} s", found, flush=True)
 
 
 if __name__ == "__main__":
