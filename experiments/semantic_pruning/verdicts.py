@@ -159,13 +159,13 @@ def on_loss(found: Found) -> Iterator[Verdict]:
         return
     table = classes_table(found)
     for scope, rows in table.groupby("scope", sort=False):
-        largest = rows["no loss up to"]
+        largest, kept = rows["no loss up to"], (rows["as printed"] != "degraded").sum()
         yield Verdict(
             found.title,
             f"for each class some ratio prunes without loss, {scope}",
             bool((largest > 0).all()),
-            f"no significant loss up to a ratio of {largest.min():g} to {largest.max():g}, median "
-            f"{largest.median():g}; {(rows['as printed'] != 'degraded').sum()} of {len(rows)} "
+            f"{_pictures(found)} pictures a class; no significant loss up to {largest.min():g} to "
+            f"{largest.max():g}, median {largest.median():g}; {kept} of {len(rows)} "
             "classes keep every picture's worth of accuracy at some ratio",
         )
 
@@ -331,7 +331,7 @@ def on_neighbours(found: Found) -> Iterator[Verdict]:
             yield Verdict(
                 found.title,
                 f"{measure} of pruned sets with related classes rises where accuracy does, {scope}",
-                bool(tied.spearman > 0 and tied.p_value <= 0.05),
+                None if math.isnan(tied.p_value) else tied.spearman > 0 and tied.p_value <= 0.05,
                 f"Spearman {tied.spearman:+.2f}, {tied.by_chance:+.2f} by chance, p "
                 f"{tied.p_value:.2g}, {tied.pairs} steps",
             )
@@ -586,6 +586,10 @@ def save(figure: Figure, path: Path) -> None:
 
 
 # --- words ---
+
+
+def _pictures(found: Found) -> int:
+    return int(found.own.pictures.min())
 
 
 def _ratio_of(setting: str) -> float:
