@@ -5,6 +5,7 @@ import math
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from matplotlib.figure import Figure
@@ -310,3 +311,11 @@ def test_what_does_not_fit_is_refused(draw, message):
 def test_no_global_state_of_pyplot_is_touched():
     code = "import sys, neurank.report.classes; assert 'matplotlib.pyplot' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_columns_of_a_table_can_be_drawn():
+    """They are read-only, of which torch warns when it shares their memory."""
+    accuracies = np.array([0.5, 0.6])
+    accuracies.flags.writeable = False
+    axes = class_accuracies({"whole": accuracies}, ("one", "two"))
+    assert axes.lines[0].get_ydata().tolist() == [0.5, 0.6]

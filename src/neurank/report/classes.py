@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from matplotlib import colormaps
 from matplotlib.axes import Axes
@@ -587,7 +588,8 @@ def _check_lengths(expected: int, of: str, **given: Sequence[object]) -> None:
 
 
 def _numbers(name: str, values: ArrayLike | Tensor, shape: tuple[int, ...]) -> Tensor:
-    numbers = torch.as_tensor(values, dtype=torch.float64).detach().cpu()
+    given = values.detach().cpu() if isinstance(values, Tensor) else np.array(values)  # a table's
+    numbers = torch.as_tensor(given, dtype=torch.float64)  # are read-only, which torch warns of
     if numbers.shape != shape:
         raise DataError(f"{name} has the shape {tuple(numbers.shape)}; give {shape}")
     return numbers
