@@ -277,8 +277,8 @@ class _Counting:
         if not own and not self.others:
             return
         batches = self.pictures.batches(None if self.others else label)
-        first, *rest = (selection.removed for selection in chosen)
-        yield from sweep([first], self.watching, batches)
+        _, *rest = (selection.removed for selection in chosen)
+        yield 0, self._whole if self.others else self._run_whole(batches)
         for place, logits in sweep(rest, self.watching, batches):
             if not bool(torch.isfinite(logits).all()):
                 raise ModelError(
@@ -286,6 +286,15 @@ class _Counting:
                     "network's outputs are NaN or infinite"
                 )
             yield place + 1, logits
+
+    @cached_property
+    def _whole(self) -> Tensor:
+        """What the whole network says of all pictures, the same for every class."""
+        return self._run_whole(self.pictures.batches(None))
+
+    def _run_whole(self, batches: Sequence[Tensor]) -> Tensor:
+        ((_, logits),) = sweep([{}], self.watching, batches)
+        return logits
 
     def _targets(self, label: int) -> Tensor:
         targets = self.pictures.targets
