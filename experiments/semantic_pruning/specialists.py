@@ -1,5 +1,6 @@
 """A network for each class of CIFAR-10, cut out of the trained VGG-16: with and without retraining.
 
+    python experiments/semantic_pruning/specialists.py known
     python experiments/semantic_pruning/specialists.py whole [--classes 0,3]
     python experiments/semantic_pruning/specialists.py shared --condensed FILE [--classes 0,3]
     python experiments/semantic_pruning/specialists.py trained --condensed FILE --logits FILE
@@ -14,6 +15,7 @@ Units are scored by mean replacement saliency for the decision "is it the class"
 pictures of the test file are seen by nothing but the figures of the table. F1 may fall one point
 below that of the whole network.
 
+known    How well the whole network knows each class.
 whole    without retraining: the smallest network that holds on these 2,000, found by
          `neurank.specialize` with a folded head.
 shared   FILE is the network of ten classes that experiments/neuron_ranking/vgg16_cifar10.py
@@ -255,7 +257,7 @@ def report():
 def main():
     """Make the networks that are not there yet, or the report."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=["whole", "shared", "trained", "report"])
+    parser.add_argument("what", choices=["known", "whole", "shared", "trained", "report"])
     parser.add_argument("--condensed", type=Path, help="the condensed network of ten classes")
     parser.add_argument("--logits", type=Path, help="the whole network's answers, for training")
     parser.add_argument("--classes", default=",".join(map(str, range(10))))
@@ -263,10 +265,16 @@ def main():
     if given.what == "report":
         report()
         return
-    if given.what != "whole" and given.condensed is None:
+    if given.what in {"shared", "trained"} and given.condensed is None:
         parser.error(f"{given.what} needs --condensed FILE")
     RUNS.mkdir(parents=True, exist_ok=True)
     model, splits = loaded()
+    if given.what == "known":
+        found = answers(model, splits.test)
+        for label in range(len(CLASSES)):
+            whole = {"whole": known(found, splits.test.targets, label, binary=False)}
+            (RUNS / f"known-{label}.json").write_text(json.dumps(whole), encoding="utf-8")
+        return
     before = {"chosen": answers(model, splits.validation.first(CHOSEN))}
     if given.what == "whole":
         before["test"] = answers(model, splits.test)
