@@ -10,13 +10,14 @@ whose consumers receive the same on and off is a null player of that example's g
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from neurank.observe.execution import Runner
+from neurank.observe.execution import Program, Runner
 from neurank.observe.hooks import units_off
 from neurank.observe.masking import MaskedSuffix, on_name
 from neurank.observe.value import Value, evaluate
@@ -280,9 +281,13 @@ class SuffixGame(Game):
         """Run the suffix, from what stands at its start to the logits."""
         known = {name: tensor[rows] for name, tensor in self.side.items()}
         known[self.split.start] = start
-        output = self.runner.graph.output
-        logits: Tensor = self.runner.run(self.split.suffix, known, len(start), (output,))[output]
+        logits: Tensor = self._program.run(known, len(start))[self.runner.graph.output]
         return logits
+
+    @cached_property
+    def _program(self) -> Program:
+        """The suffix, which runs for every block of coalitions."""
+        return self.runner.program(self.split.suffix, (self.runner.graph.output,))
 
 
 @dataclass(frozen=True)
@@ -304,9 +309,13 @@ class CoupledGame(Game):
         """Compute the logits of example ``rows[i]`` with the units of ``masks[i]`` on."""
         known = {name: tensor[rows] for name, tensor in self.side.items()}
         known[on_name(self.split.layer)] = masks
-        output = self.runner.graph.output
-        logits: Tensor = self.runner.run(self.split.suffix, known, len(rows), (output,))[output]
+        logits: Tensor = self._program.run(known, len(rows))[self.runner.graph.output]
         return logits
+
+    @cached_property
+    def _program(self) -> Program:
+        """What is run again for every block of coalitions."""
+        return self.runner.program(self.split.suffix, (self.runner.graph.output,))
 
     @property
     def operations_per_coalition(self) -> int:

@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from math import prod
 from typing import ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -66,13 +65,13 @@ class Summed:
     def __call__(self, result: Tensor, inputs: Tensor) -> Tensor:
         """Sum a result of the forward pass of some inputs."""
         tap = self.tap
-        if result.ndim == 2:
-            return tap.by_example(result.to(torch.float64), len(inputs))
-        if tap.batch == 0 and tap.axis == 1 and _is_plain(result):
+        is_map = result.ndim > 2 and tap.batch == 0 and tap.axis == 1
+        if is_map and _is_plain(result):
             rows = result.reshape(len(result) * result.shape[1], -1)
-            sums = torch.from_numpy(row_sums(rows.numpy())).reshape(result.shape[:2])
-            return tap.by_example(sums, len(inputs))
-        return tap.by_example(result.to(torch.float64), len(inputs))
+            exact = torch.from_numpy(row_sums(rows.numpy())).reshape(result.shape[:2])
+        else:
+            exact = result.to(torch.float64)
+        return tap.by_example(exact, len(inputs))
 
 
 def _is_plain(result: Tensor) -> bool:
@@ -211,7 +210,7 @@ def _places(layer: str, taps: Iterable[Tap], space: UnitSpace) -> Tensor:
         if tap.layer != layer:
             continue
         numbers = prod(space.coupling.labels[tap.tensor].shape)
-        units = torch.from_numpy(np.array(tap.units))
+        units = torch.tensor(tap.units)
         own = units[units >= 0]
         each = torch.full((len(own),), numbers // len(tap.units), dtype=torch.int64)
         total.index_add_(0, own, each)

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
-from torch import Tensor
 
 from neurank.errors import MethodError
 from neurank.observe.observer import Observer
@@ -12,7 +11,7 @@ from neurank.observe.removal import Position
 from neurank.observe.responses import Responses
 from neurank.observe.value import Recall
 from neurank.rankers.method import Scored
-from neurank.rankers.moments import undefined
+from neurank.rankers.moments import error_of_mean, undefined
 from neurank.ranking import LayerRanking
 
 Total = Literal["sum", "mean"]
@@ -82,27 +81,20 @@ class ClassResponse:
         count = int(found.examples[chosen].sum())
         if not count:
             return undefined(found.sums.shape[1])
-        scale = found.places.to(torch.float64) if self.statistic == "mean" else 1.0
+        is_mean = self.statistic == "mean"
+        scale = found.places.to(torch.float64) if is_mean else 1.0
         by_class = found.sums / scale
-        mean = found.sums[chosen].sum(dim=0) / scale / count
-        squares = found.squares[chosen].sum(dim=0) / scale**2 / count
-        error = _error_of_mean(mean, squares, count)
-        if self.statistic == "mean":
+        sums = by_class[chosen].sum(dim=0)
+        squares = (found.squares / scale**2)[chosen].sum(dim=0)
+        error = error_of_mean(sums, squares, count)
+        if is_mean:
             by_class = by_class / found.examples[:, None]
         by_class[found.examples == 0] = torch.nan
-        times = 1 if self.statistic == "mean" else count
         return LayerRanking(
-            mean * times,
-            stderr=torch.zeros_like(mean),
-            counts=torch.full(mean.shape, count, dtype=torch.int64),
+            sums / count if is_mean else sums,
+            stderr=torch.zeros_like(sums),
+            counts=torch.full(sums.shape, count, dtype=torch.int64),
             status="computed",
-            data_stderr=error * times,
+            data_stderr=error if is_mean else error * count,
             by_class=by_class,
         )
-
-
-def _error_of_mean(mean: Tensor, squares: Tensor, count: int) -> Tensor:
-    """Return the standard error of a mean over examples; NaN of one."""
-    if count == 1:
-        return torch.full_like(mean, torch.nan)
-    return torch.sqrt((squares - mean**2).clamp(min=0) / (count - 1))

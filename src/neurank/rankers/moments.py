@@ -10,6 +10,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from neurank.files import Json
 from neurank.observe.game import Ends, Game, PerUnit
@@ -252,6 +253,21 @@ def record(rounds: Sequence[Round], way: str) -> dict[str, Json]:
         "value_all": None if everything is None else float(everything),
         "coalitions": int(sum(it.tally.coalitions for it in rounds)),
     }
+
+
+def error_of_mean(sums: Tensor, squares: Tensor, count: int) -> Tensor:
+    """Return the standard error of a mean over examples, from their sum and that of their squares.
+
+    NaN of a single example.
+
+    Examples
+    --------
+    >>> error_of_mean(torch.tensor([6.0]), torch.tensor([20.0]), 2)  # of 2 and 4
+    tensor([1.])
+    """
+    mean = sums / count
+    variance = (squares / count - mean**2).clamp(min=0)
+    return torch.sqrt(variance / (count - 1)) if count > 1 else torch.full_like(mean, torch.nan)
 
 
 def undefined(units: int) -> LayerRanking:

@@ -6,8 +6,8 @@ import torch
 
 from neurank.observe.observer import Observer
 from neurank.observe.removal import Position, Removal, Statistic, replacing_by
-from neurank.observe.slopes import Slopes
 from neurank.rankers.method import Scored
+from neurank.rankers.moments import error_of_mean
 from neurank.ranking import LayerRanking
 
 
@@ -87,15 +87,7 @@ def _scored(observer: Observer, layer: str, removal: Removal) -> Scored:
         stderr=torch.zeros_like(scores),
         counts=torch.full(scores.shape, count, dtype=torch.int64),
         status="computed",
-        data_stderr=_error(sums),
+        data_stderr=error_of_mean(sums.sizes.sum(dim=0), sums.squares.sum(dim=0), count),
         by_class=by_class,
     )
     return Scored(ranking, {"replacement": removal})
-
-
-def _error(sums: Slopes) -> torch.Tensor:
-    """Return the standard error of a mean over examples; NaN of one."""
-    count = float(sums.examples.sum())
-    mean = sums.sizes.sum(dim=0) / count
-    variance = (sums.squares.sum(dim=0) / count - mean**2).clamp(min=0)
-    return torch.sqrt(variance / (count - 1)) if count > 1 else torch.full_like(mean, torch.nan)
