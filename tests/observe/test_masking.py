@@ -20,8 +20,10 @@ from neurank.observe.masking import (
     off_name,
     off_tensors,
     on_name,
+    switched_off,
 )
 from neurank.observe.observer import SUFFIX
+from neurank.observe.removal import off_constants
 from neurank.units.space import Chain
 
 COUPLED = [
@@ -114,6 +116,24 @@ def test_two_layers_of_one_reader_have_a_switch_each():
     constants = torch.tensor([2.0, 2, 2, -1, -1], dtype=torch.float64)
     torch.testing.assert_close(found, model.out(constants).expand(6, 3))
     assert set(off_tensors(layers[0], [offs[0]])) == {off_name(layers[0], 0)}
+
+
+@pytest.mark.parametrize("removal", ["zero", "mean"])
+def test_the_same_units_are_off_for_all_examples(removal):
+    watching = observed("resnet-basic", removal)
+    removed = {"stem.0": (0, 2), "blocks.0.conv1": (1,)}
+    layers = [watching.space[name] for name in removed]
+    before = dict(watching.runner.tensors)
+    off = off_constants(removal, layers, watching.runner, watching.examples)
+    running, given = switched_off(watching.runner, layers, removed, off)
+    assert dict(watching.runner.tensors) == before
+    reads, examples = READS["resnet-basic"], batches("resnet-basic")
+    inputs = torch.cat([it for it, _ in examples])
+    out, known = running.graph.output, {running.graph.input: inputs, **given}
+    needed = running.graph.needed_for((out,), known=known)
+    found = running.run(needed, known, len(inputs), (out,))[out]
+    wanted = masked_by_hand(watching.model, reads, removed, removal, examples, inputs)
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-12)
 
 
 def test_a_switch_hands_on_what_is_on_and_constants_for_the_rest():

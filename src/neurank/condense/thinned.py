@@ -4,7 +4,7 @@ Nothing is copied but the tensors that are cut, no module is built, and what the
 not touch is computed once for all networks that share it. The results are those of masked networks.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -18,7 +18,7 @@ from neurank.condense.surgery import Cut, cuts_for, gone_classes, named_tensors
 from neurank.errors import CondenseError, PlanError
 from neurank.observe.execution import Program, Runner
 from neurank.observe.lowering import lowered
-from neurank.observe.masking import examples_inside, masked, off_tensors, on_name
+from neurank.observe.masking import switched_off
 from neurank.observe.observer import MEMORY, TracedObserver
 from neurank.units.graph import Graph, Operation, leaves
 from neurank.units.space import UnitSpace
@@ -177,7 +177,7 @@ def _cut(plan: Plan, watching: TracedObserver, off: Off | None) -> Thin:
     """Cut weights, make up for what is gone, and run what hangs on them."""
     space, runner, model = watching.space, watching.runner, watching.model
     cuts, gone = cuts_for(plan, space, model), gone_classes(plan, space)
-    added = compensation(plan, space, off or _zeros(plan, watching), runner, model, gone)
+    added = compensation(plan, space, off or _zeros(plan.keep, watching), runner, model, gone)
     before = {**space.graph.constants, **named_tensors(model)}
     biases = tuple(name for name in added.shifts if name not in before)
     narrowing = Narrowing(space.coupling, gone, before, frozenset((*biases, *added.made)))
@@ -215,12 +215,12 @@ def _tensors(
     return {**tensors, **{name: it.detach().to(where) for name, it in made.items()}}
 
 
-def _zeros(plan: Plan, watching: TracedObserver) -> Off:
+def _zeros(layers: Iterable[str], watching: TracedObserver) -> Off:
     return {
         name: tuple(
             torch.zeros(len(read.units), dtype=torch.float64) for read in watching.space[name].reads
         )
-        for name in plan.keep
+        for name in layers
     }
 
 
@@ -250,21 +250,10 @@ def switched(
     UnitError, PlanError
         As for `thinned`.
     """
-    space, runner = watching.space, watching.runner
-    removed = _checked(removed, space)
-    layers = [space[name] for name in removed]
-    inputs, _ = next(iter(watching.examples))
-    reads = [read.tensor for layer in layers for read in layer.reads]
-    inner = examples_inside(reads, runner, space.coupling, inputs)
-    graph = masked(runner.graph, layers, inner)
-    tensors, given = dict(runner.tensors), {}
-    for layer in layers:
-        zeros = [torch.zeros(len(read.units), device=inputs.device) for read in layer.reads]
-        tensors.update(off_tensors(layer, zeros if off is None else off[layer.name]))
-        on = torch.ones(1, layer.width, dtype=torch.bool, device=inputs.device)
-        on[:, list(removed[layer.name])] = False
-        given[on_name(layer)] = on
-    return Runner(graph, tensors), given
+    space = watching.space
+    gone = _checked(removed, space)
+    layers = [space[name] for name in gone]
+    return switched_off(watching.runner, layers, gone, off or _zeros(gone, watching))
 
 
 def _whole(runner: Runner, given: Mapping[str, Tensor]) -> Thin:

@@ -22,7 +22,7 @@ from neurank.condense.surgery import cut_layers
 from neurank.errors import CondenseError
 from neurank.modes import evaluating
 from neurank.observe.execution import Runner
-from neurank.observe.masking import masked, off_tensors, on_name
+from neurank.observe.masking import switched_off
 from neurank.units.space import UnitSpace
 from neurank.units.trace import logits_of
 
@@ -95,15 +95,11 @@ def masked_logits(
         (examples, classes), or whatever the network returns.
     """
     layers = cut_layers(plan, space)
-    graph = masked(space.graph, layers)
-    tensors = dict(runner.tensors)
-    known = {graph.input: inputs}
-    for layer in layers:
-        on = torch.ones(1, layer.width, dtype=torch.bool, device=inputs.device)
-        on[:, list(plan.removed(layer.name))] = False
-        known[on_name(layer)] = on
-        tensors.update(off_tensors(layer, off[layer.name]))
-    running = Runner(graph, tensors)
+    removed = {layer.name: plan.removed(layer.name) for layer in layers}
+    whole = Runner(space.graph, runner.tensors)
+    running, switches = switched_off(whole, layers, removed, off)
+    graph = running.graph
+    known = {graph.input: inputs, **switches}
     needed = graph.needed_for((graph.output,), known=known)
     output: Tensor = running.run(needed, known, len(inputs), (graph.output,))[graph.output]
     return output

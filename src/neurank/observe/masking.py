@@ -153,6 +153,36 @@ def off_tensors(layer: Layer, constants: Sequence[Tensor]) -> dict[str, Tensor]:
     return {off_name(layer, place): found for place, found in enumerate(constants)}
 
 
+def switched_off(
+    runner: Runner,
+    layers: Sequence[Layer],
+    removed: Mapping[str, Sequence[int]],
+    off: Mapping[str, Sequence[Tensor]],
+) -> tuple[Runner, dict[str, Tensor]]:
+    """Switch the same units off for all examples.
+
+    Parameters
+    ----------
+    runner : the forward pass.
+    layers : the layers that lose units.
+    removed : by layer, which.
+    off : by layer, for each of its reads what is received for entries that are off.
+
+    Returns
+    -------
+    tuple
+        The forward pass with switches, and the results by name that it needs beside the input.
+    """
+    device = next(iter(runner.tensors.values())).device
+    tensors, given = dict(runner.tensors), {}
+    for layer in layers:
+        on = torch.ones(1, layer.width, dtype=torch.bool, device=device)
+        on[:, list(removed[layer.name])] = False
+        given[on_name(layer)] = on
+        tensors.update(off_tensors(layer, off[layer.name]))
+    return Runner(masked(runner.graph, layers), tensors), given
+
+
 @dataclass(frozen=True)
 class MaskedSuffix:
     """What must be run again for every coalition of a layer whose units are read in many places.
