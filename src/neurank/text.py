@@ -1,5 +1,6 @@
-"""Plain text for people: names that cannot harm a terminal, and tables."""
+"""Plain text for people: names that cannot harm a terminal, shares, and tables."""
 
+import math
 from collections.abc import Sequence
 
 _LONGEST_NAME = 40
@@ -18,6 +19,17 @@ def legible(text: str, longest: int = _LONGEST_NAME) -> str:
         return shown
     half = (longest - 1) // 2
     return f"{shown[: longest - 1 - half]}…{shown[-half:]}"
+
+
+def percent(share: float) -> str:
+    """Return a share in percent, "undefined" for NaN.
+
+    Examples
+    --------
+    >>> percent(0.01234), percent(float("nan"))
+    ('1.23 %', 'undefined')
+    """
+    return "undefined" if math.isnan(share) else f"{100 * share:.2f} %"
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike
 from scipy import stats
 from torch import Tensor
 
+from neurank.classes.quality import check_confidence
 from neurank.errors import DataError, MethodError
 
 Kind = Literal["improved", "unaffected", "degraded", "undefined"]
@@ -136,8 +137,7 @@ def groups(
     improved at θ = 0.2: +2.0 points (+1.3 to +3.1), p = 1.9e-06
     """
     _check_thetas(thetas)
-    if not 0 < confidence < 1:
-        raise MethodError(f"confidence={confidence!r}: a number between 0 and 1 is needed")
+    check_confidence(confidence)
     if not any(theta >= least and theta > 0 for theta in thetas):
         raise MethodError(
             f"least={least!r} is above every pruning ratio, of which {thetas[-1]} is the largest; "
@@ -280,8 +280,7 @@ def paired_interval(
     >>> [round(end, 4) for end in low.tolist()], [round(end, 4) for end in high.tolist()]
     ([-0.0038, 0.013], [0.0038, 0.0307])
     """
-    if not 0 < confidence < 1:
-        raise MethodError(f"confidence={confidence!r}: a number between 0 and 1 is needed")
+    check_confidence(confidence)
     n, b, c = (
         _whole(name, given)
         for name, given in (("pictures", pictures), ("gained", gained), ("lost", lost))

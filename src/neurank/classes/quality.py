@@ -312,8 +312,7 @@ def interval(
     >>> low.tolist()[1], [round(end, 3) for end in high.tolist()]
     (0.0, [0.634, 0.071])
     """
-    if not 0 < confidence < 1:
-        raise MethodError(f"confidence={confidence!r}: a number between 0 and 1 is needed")
+    check_confidence(confidence)
     hits, n = (torch.as_tensor(count, dtype=torch.float64) for count in (successes, trials))
     if not _go_together(hits, n):
         raise DataError(
@@ -332,6 +331,12 @@ def interval(
     low = torch.where(hits == 0, share, (middle - reach).clamp(min=0.0))
     high = torch.where(hits == n, share, (middle + reach).clamp(max=1.0))
     return low, high
+
+
+def check_confidence(confidence: float) -> None:
+    """Refuse what is no confidence: MethodError unless it lies between 0 and 1."""
+    if not 0 < confidence < 1:
+        raise MethodError(f"confidence={confidence!r}: a number between 0 and 1 is needed")
 
 
 def _qualities(logits: Tensor, targets: Tensor, labels: Sequence[int]) -> Iterator[Quality]:

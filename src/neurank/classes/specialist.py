@@ -25,6 +25,7 @@ from neurank.condense.heads import (
 from neurank.condense.plan import Across
 from neurank.errors import CondenseError, DataError
 from neurank.modes import evaluating
+from neurank.observe.door import device_of
 from neurank.observe.examples import Batch
 from neurank.observe.observer import model_digest
 from neurank.rankers.class_response import ClassResponse
@@ -32,7 +33,7 @@ from neurank.rankers.method import Method
 from neurank.rankers.rank import rank
 from neurank.rankers.saliency import MeanReplacementSaliency
 from neurank.ranking import Ranking
-from neurank.text import aligned
+from neurank.text import aligned, percent
 from neurank.units.trace import logits_of
 
 AGAINST_REST = 1
@@ -108,9 +109,9 @@ class Specialist:
             ("parameters", self.report.parameters),
             ("multiply-adds", self.report.multiply_adds),
         ):
-            rows.append((what, f"{whole:,}", f"{left:,} ({_percent(left / whole)})"))
+            rows.append((what, f"{whole:,}", f"{left:,} ({percent(left / whole)})"))
         for what in ("recall", "false_positive_rate", "precision", "f1", "auroc"):
-            before, after = (_percent(getattr(it, what)) for it in (self.whole, self.quality))
+            before, after = (percent(getattr(it, what)) for it in (self.whole, self.quality))
             rows.append((what.replace("_", " "), before, after))
         return "\n".join([*aligned(rows), str(self.condensed.check)])
 
@@ -304,7 +305,7 @@ def _with_folded_head(
         parameters=(small.report.parameters[0], parameters(model)),
         multiply_adds=(
             small.report.multiply_adds[0],
-            multiply_adds(model, inputs.to(next(model.parameters()).device)),
+            multiply_adds(model, inputs.to(device_of(model))),
         ),
     )
     return with_outputs(replace(small, model=model, report=costs)), head
@@ -321,7 +322,7 @@ def _quality(model: nn.Module, data: Iterable[Batch], label: int, *, folded: boo
 
 def _answers(model: nn.Module, data: Iterable[Batch]) -> tuple[Tensor, Tensor]:
     """Run a network on all examples: (examples, outputs) and (examples,)."""
-    device = next((it.device for it in model.parameters()), torch.device("cpu"))
+    device = device_of(model)
     logits, targets = [], []
     with evaluating(model), torch.inference_mode():
         for inputs, labels in data:
@@ -331,7 +332,3 @@ def _answers(model: nn.Module, data: Iterable[Batch]) -> tuple[Tensor, Tensor]:
     if not logits:
         raise DataError("the data gives no batch: give examples of all classes")
     return torch.cat(logits).clone(), torch.cat(targets).to(torch.int64)
-
-
-def _percent(share: float) -> str:
-    return "undefined" if share != share else f"{100 * share:.2f} %"  # noqa: PLR0124 (NaN)

@@ -52,6 +52,16 @@ Removal = Annotated[
         "what is left when its own weights and bias are 0.",
     ),
 ]
+MaxParams = Annotated[
+    int | None,
+    typer.Option(metavar="N", help="Budget: at most N parameters.", show_default=False),
+]
+MaxMacs = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N", help="Budget: at most N multiply-adds per example.", show_default=False
+    ),
+]
 Seed = Annotated[int, typer.Option(min=0, help="Every random draw follows from it.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Examples per batch.")]
 Json = Annotated[

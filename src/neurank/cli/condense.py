@@ -8,7 +8,7 @@ from torch import nn
 
 from neurank.cli import arguments
 from neurank.cli.models import architecture, trained_model
-from neurank.cli.output import document, percent, say
+from neurank.cli.output import document, say
 from neurank.cli.sources import load_data
 from neurank.cli.words import layer_names, number_or_per_layer, per_layer
 from neurank.condense.condensed import Condensed
@@ -22,7 +22,7 @@ from neurank.files import Json
 from neurank.observe.observer import model_digest
 from neurank.observe.removal import check_removal
 from neurank.ranking import Ranking
-from neurank.text import aligned
+from neurank.text import aligned, percent
 from neurank.training import error_rate
 
 
@@ -53,16 +53,8 @@ def condense(
             show_default=False,
         ),
     ] = None,
-    max_params: Annotated[
-        int | None,
-        typer.Option(metavar="N", help="Budget: at most N parameters.", show_default=False),
-    ] = None,
-    max_macs: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N", help="Budget: at most N multiply-adds per example.", show_default=False
-        ),
-    ] = None,
+    max_params: arguments.MaxParams = None,
+    max_macs: arguments.MaxMacs = None,
     max_latency: Annotated[
         float | None,
         typer.Option(

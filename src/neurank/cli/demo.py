@@ -16,7 +16,7 @@ from neurank import data, zoo
 from neurank.agreement import Agreement, compare
 from neurank.cli import arguments
 from neurank.cli.models import save_weights
-from neurank.cli.output import command_line, document, heading, percent, say
+from neurank.cli.output import command_line, document, heading, say
 from neurank.condense.condensed import Condensed, condense
 from neurank.condense.plan import plan
 from neurank.condense.retrain import retrain
@@ -32,7 +32,7 @@ from neurank.ranking import Ranking
 from neurank.report.documents import agreement_document
 from neurank.report.plots import feature_maps, score_panels
 from neurank.report.run_folder import RunFolder, numbered_run_folder, run_folder
-from neurank.text import aligned
+from neurank.text import aligned, percent
 from neurank.training import error_rate, fit
 
 LAYERS = ("conv1", "conv2", "fc1", "fc2")

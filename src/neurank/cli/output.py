@@ -77,17 +77,6 @@ def heading(title: str) -> str:
     return f"{title}\n{'-' * len(title)}"
 
 
-def percent(share: float) -> str:
-    """Return a share in percent.
-
-    Examples
-    --------
-    >>> percent(0.01234)
-    '1.23 %'
-    """
-    return f"{100 * share:.2f} %"
-
-
 def _fail(message: str) -> None:
     line = legible(" ".join(message.split()), _LONGEST_LINE)
     sys.stderr.write(f"neurank: {line}\n")

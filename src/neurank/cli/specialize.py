@@ -14,7 +14,7 @@ from neurank.classes.specialist import specialize as cut_out
 from neurank.cli import arguments
 from neurank.cli.condense import condensed_document
 from neurank.cli.models import architecture, trained_model
-from neurank.cli.output import document, percent, say
+from neurank.cli.output import document, say
 from neurank.cli.sources import load_data
 from neurank.cli.words import layer_names
 from neurank.condense.measure import Times, interleaved
@@ -23,7 +23,7 @@ from neurank.data import Splits
 from neurank.errors import DataError, FileError
 from neurank.files import Json
 from neurank.rankers.registry import METHODS, method_class
-from neurank.text import aligned, legible
+from neurank.text import aligned, legible, percent
 from neurank.training import Batches
 
 TIMED_EXAMPLES, REPEATS = 64, 5
@@ -57,16 +57,8 @@ def specialize(
             metavar="layer|network", help="What --theta is a share of: each layer, or all units."
         ),
     ] = "layer",
-    max_params: Annotated[
-        int | None,
-        typer.Option(metavar="N", help="Budget: at most N parameters.", show_default=False),
-    ] = None,
-    max_macs: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N", help="Budget: at most N multiply-adds per example.", show_default=False
-        ),
-    ] = None,
+    max_params: arguments.MaxParams = None,
+    max_macs: arguments.MaxMacs = None,
     max_drop: Annotated[
         float | None,
         typer.Option(
@@ -199,9 +191,9 @@ class _Row:
             percent(macs[1] / macs[0]),
             f"{1e3 * times[1]:.3g} ms",
             percent(times[1] / times[0]),
-            *map(_share, (found.f1, self.specialist.whole.f1, found.recall)),
-            _share(found.false_positive_rate),
-            _share(found.auroc),
+            *map(percent, (found.f1, self.specialist.whole.f1, found.recall)),
+            percent(found.false_positive_rate),
+            percent(found.auroc),
         )
 
     def to_json(self, paths: dict[int, Path]) -> dict[str, Json]:
@@ -234,10 +226,6 @@ class _Binary:
 
 def _seconds(times: Times) -> dict[str, Json]:
     return {"batch_size": times.batch_size, "median": times.median, "repeats": times.repeats}
-
-
-def _share(share: float) -> str:
-    return "undefined" if share != share else percent(share)  # noqa: PLR0124 (NaN)
 
 
 def _labels(wanted: Sequence[str], splits: Splits) -> tuple[int, ...]:

@@ -7,11 +7,11 @@ from torch import nn
 
 from neurank.cli import arguments
 from neurank.cli.models import architecture, save_weights
-from neurank.cli.output import command_line, document, percent, say
+from neurank.cli.output import command_line, document, say
 from neurank.cli.sources import load_data
 from neurank.data import Splits
 from neurank.files import Json
-from neurank.text import aligned
+from neurank.text import aligned, percent
 from neurank.training import History, error_rate, fit
 
 

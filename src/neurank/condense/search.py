@@ -28,7 +28,7 @@ from neurank.rankers.method import Method
 from neurank.rankers.permutation_shapley import PermutationShapley
 from neurank.rankers.rank import rank
 from neurank.ranking import Ranking
-from neurank.text import aligned
+from neurank.text import aligned, percent
 from neurank.training import error_rate
 from neurank.units.space import UnitSpace, unit_space
 from neurank.units.trace import trace
@@ -587,4 +587,4 @@ def _retraining(retraining: Retraining | int, splits: TrainingSplits) -> Retrain
 
 
 def _percent(error: float | None) -> str:
-    return "" if error is None else f"{100 * error:.2f} %"
+    return "" if error is None else percent(error)

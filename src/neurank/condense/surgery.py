@@ -126,16 +126,7 @@ def operate(model: nn.Module, changes: Changes) -> None:
     changes : what to do.
     """
     tensors = named_tensors(model)
-    changed: dict[str, Tensor] = {}
-    with torch.no_grad():
-        for name, shift in changes.shifts.items():
-            changed[name] = _shifted(tensors, name, shift)
-        for cut in (*changes.cuts, *_cuts_of_made(changes, tensors)):
-            before = changed.get(cut.tensor, tensors.get(cut.tensor))
-            if before is None:
-                raise CondenseError(f"the model has no tensor {cut.tensor!r} that could be cut")
-            keep = torch.tensor(cut.keep, device=before.device)
-            changed[cut.tensor] = before.index_select(cut.axis, keep).contiguous()
+    changed = changed_tensors(tensors, changes.cuts, changes.shifts)
     for name, tensor in changed.items():
         _install(model, name, tensor, tensors)
     for name, groups in changes.groups.items():
@@ -146,6 +137,38 @@ def operate(model: nn.Module, changes: Changes) -> None:
         _note_widths(model.get_submodule(owner))
     for name, tensor in changes.made.items():
         _add(model, name, tensor)
+
+
+def changed_tensors(
+    tensors: Mapping[str, Tensor], cuts: Iterable[Cut], shifts: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Shift biases while the weights are whole, and then cut.
+
+    Parameters
+    ----------
+    tensors : by dotted name; they stay as they are.
+    cuts, shifts : see `Changes`.
+
+    Returns
+    -------
+    dict
+        The tensors that are shifted or cut, by dotted name, without gradients.
+
+    Raises
+    ------
+    CondenseError
+        If a tensor that is to be cut is not there.
+    """
+    cuts = tuple(cuts)
+    with torch.no_grad():
+        changed = {name: _shifted(tensors, name, shift) for name, shift in shifts.items()}
+        for cut in (*cuts, *_cuts_of_made(cuts, shifts, tensors)):
+            before = changed.get(cut.tensor, tensors.get(cut.tensor))
+            if before is None:
+                raise CondenseError(f"the model has no tensor {cut.tensor!r} that could be cut")
+            keep = torch.tensor(cut.keep, device=before.device)
+            changed[cut.tensor] = before.index_select(cut.axis, keep).contiguous()
+    return changed
 
 
 def replace_rows(model: nn.Module, weight: tuple[str, Tensor], bias: tuple[str, Tensor]) -> None:
@@ -221,11 +244,13 @@ def _shifted(tensors: Mapping[str, Tensor], name: str, shift: Tensor) -> Tensor:
     return (whole if bias is None else bias.to(torch.float64) + whole).to(like.dtype).clone()
 
 
-def _cuts_of_made(changes: Changes, tensors: Mapping[str, Tensor]) -> Sequence[Cut]:
+def _cuts_of_made(
+    cuts: Iterable[Cut], shifts: Iterable[str], tensors: Mapping[str, Tensor]
+) -> Sequence[Cut]:
     """Cut a bias that is made as the weight beside it, where the consumer loses units, too."""
-    rows = {cut.tensor: cut for cut in changes.cuts if cut.axis == 0}
+    rows = {cut.tensor: cut for cut in cuts if cut.axis == 0}
     found = []
-    for name in changes.shifts:
+    for name in shifts:
         cut = rows.get(f"{name.rpartition('.')[0]}.weight")
         if name not in tensors and cut is not None:
             found.append(Cut(name, 0, cut.keep))

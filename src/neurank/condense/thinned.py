@@ -5,16 +5,16 @@ not touch is computed once for all networks that share it. The results are those
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from neurank.condense.compensate import Compensation, compensation
+from neurank.condense.compensate import compensation
 from neurank.condense.given import whole
 from neurank.condense.kept import Plan
 from neurank.condense.narrowed import Narrowing, narrowed_graph
-from neurank.condense.surgery import Cut, cuts_for, gone_classes, named_tensors
+from neurank.condense.surgery import changed_tensors, cuts_for, gone_classes, named_tensors
 from neurank.errors import CondenseError, PlanError
 from neurank.observe.execution import Program, Runner
 from neurank.observe.lowering import lowered
@@ -182,37 +182,19 @@ def _cut(plan: Plan, watching: TracedObserver, off: Off | None) -> Thin:
     biases = tuple(name for name in added.shifts if name not in before)
     narrowing = Narrowing(space.coupling, gone, before, frozenset((*biases, *added.made)))
     graph = narrowed_graph(narrowing, biases)
-    tensors = _tensors(runner, graph, cuts, added)
+    device = next(iter(runner.tensors.values())).device
+    made = {name: it.detach().to(device) for name, it in {**graph.constants, **added.made}.items()}
+    tensors = {
+        **runner.tensors,
+        **changed_tensors(runner.tensors, cuts, added.shifts),
+        **made,
+    }
     touched = {*(cut.tensor for cut in cuts), *added.shifts, *added.made}
     changed = _changed(graph, space.graph, touched)
     begin = {name for operation in changed for name in operation.refs}
     start = tuple(sorted(begin - {operation.name for operation in changed}))
     operations, running = lowered(changed, Runner(graph, tensors))
     return Thin(running.program(operations, (graph.output,)), start, {}, graph.output)
-
-
-def _tensors(
-    runner: Runner, graph: Graph, cuts: Sequence[Cut], added: Compensation
-) -> dict[str, Tensor]:
-    """Shift biases, and then cut."""
-    tensors = dict(runner.tensors)
-    axes: dict[str, list[Cut]] = {}
-    for cut in cuts:
-        axes.setdefault(cut.tensor, []).append(cut)
-    for name, shift in added.shifts.items():
-        weight = f"{name.rpartition('.')[0]}.weight"
-        if name not in tensors:  # a bias that is made is cut as the weight beside it
-            axes[name] = [replace(cut, tensor=name) for cut in axes.get(weight, ()) if not cut.axis]
-        like = tensors[name if name in tensors else weight]
-        before = tensors[name].to(torch.float64) if name in tensors else 0.0
-        tensors[name] = (before + shift.to(like.device)).to(like.dtype)
-    for name, own in axes.items():
-        for cut in own:
-            keep = torch.tensor(cut.keep, device=tensors[name].device)
-            tensors[name] = tensors[name].index_select(cut.axis, keep)
-    made = {**graph.constants, **added.made}
-    where = next(iter(runner.tensors.values())).device
-    return {**tensors, **{name: it.detach().to(where) for name, it in made.items()}}
 
 
 def _zeros(layers: Iterable[str], watching: TracedObserver) -> Off:
