@@ -49,8 +49,8 @@ from neurank.condense.condensed import carried_out
 from neurank.condense.descent import descent
 from neurank.condense.measure import file_size, interleaved, peak_memory
 from neurank.condense.plan import Rules
+from neurank.condense.trials import watched
 from neurank.condense.unit_costs import costs_of
-from neurank.observe.observer import observe
 
 KEPT = RESULTS / "condensing.json"
 FEWER = (0.1, 0.2, 0.3, 0.5)
@@ -111,19 +111,6 @@ SHAPLEY_PICTURES = {"resnet20": 100, "resnet56": 20, "squeezenet1_1": 20}
 SWITCH = nr.ImportanceSwitch(epochs=5)
 SWITCH_BATCH = 10
 """Pictures for each step of a switch."""
-
-
-def watched(model, data):
-    """Observe a network without the entry point around it."""
-    return observe(
-        model,
-        data,
-        value=nr.Accuracy(),
-        removal="zero",
-        seed=0,
-        device=torch.device("cpu"),
-        progress=False,
-    )
 
 
 METHODS = {
@@ -208,12 +195,12 @@ def sweep(name, keep, kept):
     found = opened(name, model, chosen_on, tested_on, kept)
     done = {row["by"] for row in found["rows"]}
     print(name, found["whole"], "measured before:", *sorted(done), flush=True)
-    seen = watched(model, chosen_on)
+    seen = watched(model, chosen_on, progress=False)
     for by, method in METHODS.items():
         if by in done:
             continue
         started = time.perf_counter()
-        ranking = ranked(method, watched(model, looked_at(by, name, chosen_on)))
+        ranking = ranked(method, watched(model, looked_at(by, name, chosen_on), progress=False))
         found["seconds"][by] = time.perf_counter() - started
         found["errors"][by] = sampling_error(ranking)
         found["chosen"][by], chosen = better(name, ranking, seen, chosen_on)
@@ -433,7 +420,7 @@ def lenet():
 def latency(load, name, scope, large):
     """Time networks of half the multiply-adds, ours and torch-pruning's, and the whole one."""
     model, chosen_on, tested_on = load()
-    seen = watched(model, chosen_on.first(4))
+    seen = watched(model, chosen_on.first(4), progress=False)
     rest = ("conv1",) if scope else ()
     ranking = ranked(nr.WeightNorm(), seen)
     plan = plans(ranking, seen, "share per cost", rest)[0.5]

@@ -14,12 +14,11 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-import neurank as nr
+from neurank.condense.trials import watched
 from neurank.modes import evaluating
 from neurank.observe.execution import weight_and_bias
 from neurank.observe.hooks import units_off
 from neurank.observe.kernels.perceptron import lanes_correct
-from neurank.observe.observer import observe
 
 LANES = 64
 """So many coalitions run side by side through the compiled head."""
@@ -91,15 +90,7 @@ def split_game(model, part, layer):
     The games of the batches are put together to one.
     """
     with evaluating(model), torch.inference_mode():
-        observer = observe(
-            model,
-            part,
-            value=nr.Accuracy(),
-            removal="zero",
-            seed=0,
-            device=torch.device("cpu"),
-            progress=False,
-        )
+        observer = watched(model, part, progress=False)
         games = list(observer.games(layer))
         per_picture = ("numbers", "targets", "active", "on", "contributions")
         joined = {name: torch.cat([getattr(game, name) for game in games]) for name in per_picture}

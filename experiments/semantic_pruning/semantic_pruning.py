@@ -31,8 +31,8 @@ from verdicts import report
 
 import neurank as nr
 from neurank.classes import DISCRETE, Curves, Setting, residual_pruning, selections, thetas
+from neurank.condense.trials import watched
 from neurank.data.splits import Split
-from neurank.observe.observer import observe
 
 STEPS = ("responses", "tenths", "residual", "shapley", "rest", "twentieths", "mean", "fine", "more")
 """In the order in which they are done; `responses` are needed for all others; `tenths`,
@@ -97,15 +97,7 @@ def quick(size: Size) -> Size:
 
 def responses(model: nn.Module, data: Split) -> dict[str, Tensor]:
     """Accumulate responses, as sums and as means per example and place: (classes, units) each."""
-    watching = observe(
-        model,
-        data,
-        value=nr.Accuracy(),
-        removal="zero",
-        seed=0,
-        device=torch.device("cpu"),
-        progress=False,
-    )
+    watching = watched(model, data, progress=False)
     convolutions = {name for name, it in model.named_modules() if isinstance(it, nn.Conv2d)}
     found = {}
     for statistic in STATISTICS:

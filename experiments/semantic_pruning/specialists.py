@@ -30,11 +30,11 @@ trained  One of it with at most 27 million multiply-adds, trained briefly: Batch
 import argparse
 import json
 import math
-import os
 import time
 from pathlib import Path
 
 import torch
+from networks import CIFAR, NETWORKS, folder
 from safetensors.torch import load_file
 from torch.nn import functional
 from torch.optim.swa_utils import update_bn
@@ -47,7 +47,6 @@ from neurank.text import aligned
 
 HERE = Path(__file__).parent
 RUNS = Path("runs/specialists")
-NORMAL = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 SCORED, CHOSEN = 1_000, 2_000
 MOST_MULTIPLY_ADDS = 27_000_000
 EPOCHS, BATCH, RATE = 3, 64, 3e-4
@@ -57,13 +56,7 @@ HEAT, SOFT = 2.0, 0.7
 
 def loaded():
     """Return the trained VGG-16 and CIFAR-10."""
-    folder = os.environ.get("NEURANK_DATA")
-    if not folder:
-        raise SystemExit("NEURANK_DATA is not set: it names the folder with cifar10/ and models/")
-    model = nr.zoo.vgg16().eval()
-    weights = load_file(Path(folder) / "models" / "vgg16_cifar10.safetensors")
-    model.load_state_dict({name: weight.float() for name, weight in weights.items()})
-    return model, nr.data.load(f"cifar10:{folder}/cifar10").normalized(*NORMAL)
+    return NETWORKS["vgg16"].model(), nr.data.load(f"cifar10:{folder()}/cifar10").normalized(*CIFAR)
 
 
 def narrow(path):

@@ -18,6 +18,7 @@ if find_spec("torch_pruning") is None:
 import neurank as nr
 from benchmarks import condensing, condensing_page
 from neurank.condense.costs import multiply_adds
+from neurank.condense.trials import watched
 from neurank.errors import PlanError
 
 
@@ -31,7 +32,7 @@ def net():
         *(nn.Flatten(), nn.Linear(30, 4)),
     ).eval()
     pictures = nr.data.Split(torch.randn(12, 3, 6, 6), torch.arange(12) % 4, "noise", 6)
-    return model, condensing.watched(model, pictures), pictures
+    return model, watched(model, pictures, progress=False), pictures
 
 
 def test_multiply_adds_are_counted_alike_by_running_and_by_tracing(net):

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from neurank.condense.condensed import carried_out
 from neurank.condense.kept import Plan
 from neurank.modes import evaluating
+from neurank.observe.door import device_of
 from neurank.observe.examples import Batch
 from neurank.observe.execution import Runner
 from neurank.observe.masking import masked, off_tensors, on_name
@@ -29,9 +30,14 @@ Kept = Mapping[str, Sequence[int]]
 
 def watched(model: nn.Module, data: Iterable[Batch], *, progress: bool) -> TracedObserver:
     """Check model and data at the door, and trace the model, which is in evaluation mode."""
-    where = next((it.device for it in model.parameters()), torch.device("cpu"))
     watching = observe(
-        model, data, value=Accuracy(), removal="zero", seed=0, device=where, progress=progress
+        model,
+        data,
+        value=Accuracy(),
+        removal="zero",
+        seed=0,
+        device=device_of(model),
+        progress=progress,
     )
     assert isinstance(watching, TracedObserver)  # only removal="parameters" goes without a trace
     return watching
