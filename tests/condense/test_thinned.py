@@ -204,14 +204,24 @@ def test_the_order_of_points_does_not_matter():
     alone = [swept([point], watching, inputs)[0] for point in POINTS]
     for one, other, third in zip(forth, back[::-1], alone, strict=True):
         assert torch.equal(one, other)
-        assert torch.equal(one, third)
+        assert apart(one, third) <= 1e-14  # sums that are shared are added up in another order
 
 
 @pytest.mark.parametrize("memory", [0, 1, 8 * 16 * 5, 8 * 16 * 9])
-def test_memory_changes_no_bit(memory):
+def test_memory_changes_nothing_but_the_order_of_additions(memory):
     watching, inputs = watch(CASE), inputs_of(CASE)
     for one, other in zip(
         swept(POINTS, watching, inputs), swept(POINTS, watching, inputs, memory=memory), strict=True
+    ):
+        assert apart(one, other) <= 1e-14
+
+
+@pytest.mark.parametrize("memory", [0, 1, 8 * 16 * 5, 8 * 16 * 9])
+def test_memory_changes_no_bit_where_no_sums_are_shared(memory):
+    watching, inputs = watch(CASE), inputs_of(CASE)
+    points = [point for point in POINTS if "conv1" not in point and point != {"fc1": (0,)}]
+    for one, other in zip(
+        swept(points, watching, inputs), swept(points, watching, inputs, memory=memory), strict=True
     ):
         assert torch.equal(one, other)
 

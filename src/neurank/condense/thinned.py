@@ -6,6 +6,7 @@ not touch is computed once for all networks that share it. The results are those
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import torch
 from torch import Tensor
@@ -14,6 +15,15 @@ from neurank.condense.compensate import compensation
 from neurank.condense.given import whole
 from neurank.condense.kept import Plan
 from neurank.condense.narrowed import Narrowing, narrowed_graph
+from neurank.condense.nested import (
+    FirstReader,
+    PartialSum,
+    RunningSums,
+    are_nested,
+    first_readers,
+    numbers,
+    partial_sums,
+)
 from neurank.condense.surgery import changed_tensors, cuts_for, gone_classes, named_tensors
 from neurank.errors import CondenseError, PlanError
 from neurank.observe.execution import Program, Runner
@@ -39,16 +49,33 @@ class Thin:
     start : names of the results of the whole network that they begin with.
     given : results that are the same for all examples, such as switches.
     output : name of the logits.
+    sums : the operations that are no part of the program, because they add to sums over results
+        of the whole network.
     """
 
     program: Program
     start: tuple[str, ...]
     given: Mapping[str, Tensor]
     output: str
+    sums: tuple[PartialSum, ...] = ()
 
-    def logits(self, start: Mapping[str, Tensor], examples: int) -> Tensor:
-        """Run on some examples, (examples, classes)."""
-        found: Tensor = self.program.run({**self.given, **start}, examples)[self.output]
+    def logits(
+        self, start: Mapping[str, Tensor], examples: int, running: RunningSums, batch: int
+    ) -> Tensor:
+        """Run on some examples, (examples, classes).
+
+        Parameters
+        ----------
+        start : the results that it begins with.
+        examples : how many there are.
+        running : the sums of the network before.
+        batch : the number under which it knows those of these examples.
+        """
+        summed = {
+            it.reader.operation.name: running.result(it, batch, start[it.reader.read])
+            for it in self.sums
+        }
+        found: Tensor = self.program.run({**self.given, **start, **summed}, examples)[self.output]
         return found
 
 
@@ -62,7 +89,9 @@ def sweep(
     """Run a network again and again, each time without other units.
 
     Networks that begin with the same results of the whole network follow each other, and these
-    results are kept for them if they fit into memory.
+    results are kept for them if they fit into memory. Where each keeps all that the one before it
+    keeps, sums over the units of the first layer are not started again, see
+    `neurank.condense.nested`.
 
     Parameters
     ----------
@@ -70,29 +99,60 @@ def sweep(
     watching : the network, in evaluation mode.
     batches : inputs, some examples each.
     off : what is received for units that are off; None is 0.
-    memory : how many bytes the results of the whole network may take.
+    memory : how many bytes results of the whole network, and sums over them, may take.
 
     Yields
     ------
     tuple
         The place of a point, each once but in any order, and its logits, (examples, classes).
     """
-    in_turn = sorted(range(len(points)), key=lambda place: _touched(points[place]))
     prefix: _Prefix | None = None
-    for place in in_turn:
-        thin = thinned(points[place], watching, off)
-        if prefix is None or prefix.names != thin.start:
-            prefix = _Prefix(thin.start, watching.runner, batches, memory)
-        with torch.inference_mode():
-            parts = [thin.logits(found, count) for found, count in prefix.results()]
-        yield place, torch.cat(parts)
+    for places, readers in _turns(points, watching, batches, memory):
+        running = RunningSums()
+        for place in places:
+            thin = thinned(points[place], watching, off, readers)
+            if prefix is None or prefix.names != thin.start:
+                prefix = _Prefix(thin.start, watching.runner, batches, memory)
+            with torch.inference_mode():
+                parts = [
+                    thin.logits(found, count, running, batch)
+                    for batch, (found, count) in enumerate(prefix.results())
+                ]
+            yield place, torch.cat(parts)
 
 
-def thinned(removed: Removed, watching: TracedObserver, off: Off | None = None) -> Thin:
+def _turns(
+    points: Sequence[Removed], watching: TracedObserver, batches: Sequence[Tensor], memory: int
+) -> Iterator[tuple[Sequence[int], tuple[FirstReader, ...]]]:
+    """Put points in order, those that lose units of the same layers behind each other.
+
+    With them come the operations whose sums they can share; they are in growing order then.
+    """
+    in_turn = sorted(range(len(points)), key=lambda place: _touched(points[place]))
+    for touched, group in groupby(in_turn, key=lambda place: _touched(points[place])):
+        places = tuple(group)
+        space = watching.space
+        readers = first_readers([space[name] for name in touched], space.graph)
+        needed = numbers(readers, space.graph) * sum(len(it) * it.element_size() for it in batches)
+        if len(places) > 1 and readers and needed <= memory:
+            growing = sorted(places, key=lambda place: _kept(points[place], readers))
+            if are_nested(readers, [points[place] for place in growing]):
+                yield growing, readers
+                continue
+        yield places, ()
+
+
+def thinned(
+    removed: Removed,
+    watching: TracedObserver,
+    off: Off | None = None,
+    readers: Sequence[FirstReader] = (),
+) -> Thin:
     """Get ready to run a network without some units.
 
     Where a whole layer is off, or the forward pass cannot be given the numbers of what is left,
-    units are switched off instead, and every operation runs at its whole size.
+    units are switched off instead, and every operation runs at its whole size. Sums at `readers`
+    are left to be shared with other networks, where this one has such sums.
 
     Raises
     ------
@@ -106,7 +166,7 @@ def thinned(removed: Removed, watching: TracedObserver, off: Off | None = None) 
     keep = {name: _others(units, widths[name]) for name, units in gone.items()}
     if all(keep.values()):
         try:
-            return _cut(Plan(keep, widths), watching, off)
+            return _cut(gone, Plan(keep, widths), watching, off, readers)
         except CondenseError:
             pass
     return _whole(*switched(gone, watching, off))
@@ -168,12 +228,22 @@ def _touched(removed: Removed) -> tuple[str, ...]:
     return tuple(sorted(name for name, units in removed.items() if len(units)))
 
 
+def _kept(removed: Removed, readers: Sequence[FirstReader]) -> int:
+    return sum(int(it.left(removed).sum()) for it in readers)
+
+
 def _others(units: Sequence[int], width: int) -> tuple[int, ...]:
     gone = set(units)
     return tuple(unit for unit in range(width) if unit not in gone)
 
 
-def _cut(plan: Plan, watching: TracedObserver, off: Off | None) -> Thin:
+def _cut(
+    removed: Removed,
+    plan: Plan,
+    watching: TracedObserver,
+    off: Off | None,
+    readers: Sequence[FirstReader],
+) -> Thin:
     """Cut weights, make up for what is gone, and run what hangs on them."""
     space, runner, model = watching.space, watching.runner, watching.model
     cuts, gone = cuts_for(plan, space, model), gone_classes(plan, space)
@@ -191,10 +261,16 @@ def _cut(plan: Plan, watching: TracedObserver, off: Off | None) -> Thin:
     }
     touched = {*(cut.tensor for cut in cuts), *added.shifts, *added.made}
     changed = _changed(graph, space.graph, touched)
-    begin = {name for operation in changed for name in operation.refs}
-    start = tuple(sorted(begin - {operation.name for operation in changed}))
-    operations, running = lowered(changed, Runner(graph, tensors))
-    return Thin(running.program(operations, (graph.output,)), start, {}, graph.output)
+    sums = partial_sums(readers, removed, graph, runner.tensors, tensors, cuts)
+    known = {it.reader.operation.name for it in sums}
+    needed = {operation.name for operation in graph.needed_for((graph.output,), known=known)}
+    left = tuple(operation for operation in changed if operation.name in needed)
+    begin = {name for operation in left for name in operation.refs}
+    begin = begin - known - {operation.name for operation in left}
+    start = tuple(sorted(begin.union(it.reader.read for it in sums)))
+    operations, running = lowered(left, Runner(graph, tensors))
+    program = running.program(operations, (graph.output,))
+    return Thin(program, start, {}, graph.output, sums)
 
 
 def _zeros(layers: Iterable[str], watching: TracedObserver) -> Off:

@@ -1,12 +1,12 @@
 """Max pooling on the CPU, as the maximum of slices.
 
 Where windows lie side by side, pooling is the maximum of as many strided slices as a window has
-places. The numbers are the same; torch's own loop looks at one window after the other and takes
-about seven times as long.
+rows, and then of as many as it has columns. The numbers are the same; torch's own loop looks at one
+window after the other and takes about ten times as long.
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -40,14 +40,14 @@ def in_slices(operation: Operation) -> Operation:
             pooled: Tensor = pool(read, *others)
             return pooled
         height, width = (read.shape[axis - 2] // window[axis] * window[axis] for axis in (0, 1))
-        slices = (
-            read[..., down : height : window[0], right : width : window[1]]
-            for down in range(window[0])
-            for right in range(window[1])
-        )
-        return functools.reduce(torch.maximum, slices)
+        rows = _largest(read[..., down : height : window[0], :width] for down in range(window[0]))
+        return _largest(rows[..., right :: window[1]] for right in range(window[1]))
 
     return replace(operation, target=max_pool2d)
+
+
+def _largest(slices: Iterable[Tensor]) -> Tensor:
+    return functools.reduce(torch.maximum, slices)
 
 
 def _pooling(given: Sequence[Any]) -> tuple[Pair, Pair, Pair, Pair, bool]:
