@@ -21,7 +21,8 @@ import time
 from functools import partial
 
 import torch
-from benchmarks.condensing import folder, photographs
+from benchmarks.condensing import photographs
+from benchmarks.vgg16 import MEAN, STD, folder, trained
 from safetensors.torch import load_file
 
 import neurank as nr
@@ -29,7 +30,6 @@ from neurank.classes.selection import selections
 from neurank.observe.responses import responses
 from neurank.rankers.opening import watching
 
-CIFAR10 = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 POINTS = 10
 """Masked networks that are run to know what 250 would take."""
 
@@ -43,10 +43,7 @@ def seconds(act):
 
 def vgg16():
     """Return the trained VGG-16, and its data."""
-    model = nr.zoo.vgg16().eval()
-    weights = load_file(folder() / "models" / "vgg16_cifar10.safetensors")
-    model.load_state_dict({name: weight.float() for name, weight in weights.items()})
-    return model, nr.data.load(f"cifar10:{folder() / 'cifar10'}").normalized(*CIFAR10)
+    return trained(), nr.data.load(f"cifar10:{folder() / 'cifar10'}").normalized(MEAN, STD)
 
 
 def networks():

@@ -23,12 +23,10 @@ import copy
 import csv
 import json
 import math
-import os
 import time
 import warnings
 from dataclasses import asdict, replace
 from importlib.metadata import version
-from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import patch
 
@@ -38,12 +36,14 @@ import torch_pruning
 from benchmarks.coupling import compared
 from benchmarks.lenet import RESULTS, mnist, trained
 from benchmarks.machine import this_machine
+from benchmarks.vgg16 import MEAN, STD, folder
 from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional
 
 import neurank as nr
+from benchmarks import vgg16 as vgg16_network
 from neurank.condense import trials
 from neurank.condense.condensed import carried_out
 from neurank.condense.descent import descent
@@ -58,14 +58,6 @@ FEWER = (0.1, 0.2, 0.3, 0.5)
 LEAST = 0.1
 """The share of a layer's units that is never removed."""
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-
-
-def folder():
-    """Return the folder that NEURANK_DATA names."""
-    named = os.environ.get("NEURANK_DATA")
-    if not named:
-        raise SystemExit("NEURANK_DATA is not set: it names the folder with cifar10/ and models/")
-    return Path(named)
 
 
 def residual(name, chosen_on, tested_on):
@@ -502,13 +494,8 @@ def memory(model, one):
 
 def vgg16():
     """Return the trained VGG-16 and pictures."""
-    stored = load_file(folder() / "models" / "vgg16_cifar10.safetensors")
-    model = nr.zoo.vgg16().eval()
-    model.load_state_dict(
-        {name: it.float() if it.is_floating_point() else it for name, it in stored.items()}
-    )
     splits = nr.data.load(f"cifar10:{folder() / 'cifar10'}", batch_size=50)
-    splits = splits.normalized((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616))
+    model, splits = vgg16_network.trained(), splits.normalized(MEAN, STD)
     return model, splits.validation.first(250), splits.test.first(1000)
 
 
