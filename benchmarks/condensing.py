@@ -37,13 +37,13 @@ from benchmarks.coupling import compared
 from benchmarks.lenet import RESULTS, mnist, trained
 from benchmarks.machine import this_machine
 from benchmarks.vgg16 import MEAN, STD, folder
+from benchmarks.vgg16 import trained as trained_vgg16
 from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional
 
 import neurank as nr
-from benchmarks import vgg16 as vgg16_network
 from neurank.condense import trials
 from neurank.condense.condensed import carried_out
 from neurank.condense.descent import descent
@@ -495,7 +495,7 @@ def memory(model, one):
 def vgg16():
     """Return the trained VGG-16 and pictures."""
     splits = nr.data.load(f"cifar10:{folder() / 'cifar10'}", batch_size=50)
-    model, splits = vgg16_network.trained(), splits.normalized(MEAN, STD)
+    model, splits = trained_vgg16(), splits.normalized(MEAN, STD)
     return model, splits.validation.first(250), splits.test.first(1000)
 
 

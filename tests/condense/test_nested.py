@@ -182,3 +182,18 @@ def test_without_room_sums_are_not_kept():
     shared = dict(sweep(points, watching, inputs))
     assert not all(torch.equal(shared[at], alone[at]) for at in shared)
     assert all(apart(shared[at], alone[at]) <= 1e-14 for at in shared)
+
+
+def test_sums_are_kept_where_what_is_read_and_given_fits_to_the_byte():
+    watching, inputs = watch(LENET), inputs_of(LENET)
+    points = [{"conv1": (0, 1)}, {"conv1": (0,)}]
+    alone = [swept([point], watching, inputs)[0] for point in points]
+    (reader,) = readers_of(watching, ["conv1"])
+    room = sum(
+        it.nbytes
+        for batch in inputs
+        for it in watching.runner.forward(batch, reader.read, reader.operation.name)
+    )
+    enough = swept(points, watching, inputs, memory=room)
+    assert not all(map(torch.equal, enough, alone))
+    assert all(map(torch.equal, swept(points, watching, inputs, memory=room - 1), alone))

@@ -130,11 +130,11 @@ def _turns(
     """
     in_turn = sorted(range(len(points)), key=lambda place: _touched(points[place]))
     for touched, group in groupby(in_turn, key=lambda place: _touched(points[place])):
-        places = tuple(group)
-        space = watching.space
-        readers = first_readers([space[name] for name in touched], space.graph)
+        places, space = tuple(group), watching.space
+        layers = [space[name] for name in touched] if len(places) > 1 else []
+        readers = first_readers(layers, space.graph)
         needed = numbers(readers, space.graph) * sum(len(it) * it.element_size() for it in batches)
-        if len(places) > 1 and readers and needed <= memory:
+        if readers and needed <= memory:
             growing = sorted(places, key=lambda place: _kept(points[place], readers))
             if are_nested(readers, [points[place] for place in growing]):
                 yield growing, readers
@@ -166,7 +166,7 @@ def thinned(
     keep = {name: _others(units, widths[name]) for name, units in gone.items()}
     if all(keep.values()):
         try:
-            return _cut(gone, Plan(keep, widths), watching, off, readers)
+            return _cut(Plan(keep, widths), watching, off, readers)
         except CondenseError:
             pass
     return _whole(*switched(gone, watching, off))
@@ -238,7 +238,6 @@ def _others(units: Sequence[int], width: int) -> tuple[int, ...]:
 
 
 def _cut(
-    removed: Removed,
     plan: Plan,
     watching: TracedObserver,
     off: Off | None,
@@ -261,6 +260,7 @@ def _cut(
     }
     touched = {*(cut.tensor for cut in cuts), *added.shifts, *added.made}
     changed = _changed(graph, space.graph, touched)
+    removed = {name: plan.removed(name) for name in plan.keep}
     sums = partial_sums(readers, removed, graph, runner.tensors, tensors, cuts)
     known = {it.reader.operation.name for it in sums}
     needed = {operation.name for operation in graph.needed_for((graph.output,), known=known)}

@@ -28,7 +28,9 @@ Kept = Mapping[str, Sequence[int]]
 """Layer name to the units that are on; other layers are whole."""
 
 
-def watched(model: nn.Module, data: Iterable[Batch], *, progress: bool) -> TracedObserver:
+def watched(
+    model: nn.Module, data: Iterable[Batch], *, progress: bool, any_output: bool = False
+) -> TracedObserver:
     """Check model and data at the door, and trace the model, which is in evaluation mode."""
     watching = observe(
         model,
@@ -38,6 +40,7 @@ def watched(model: nn.Module, data: Iterable[Batch], *, progress: bool) -> Trace
         seed=0,
         device=device_of(model),
         progress=progress,
+        any_output=any_output,
     )
     assert isinstance(watching, TracedObserver)  # only removal="parameters" goes without a trace
     return watching

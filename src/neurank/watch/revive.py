@@ -20,13 +20,13 @@ from neurank.condense.compensate import compensation
 from neurank.condense.condensed import Condensed, condense
 from neurank.condense.plan import Plan
 from neurank.condense.surgery import cut_layers, cuts_for, gone_classes, named_tensors
+from neurank.condense.trials import watched
 from neurank.errors import CondenseError, MethodError, UnitError
 from neurank.modes import evaluating
 from neurank.observe.door import device_of
 from neurank.observe.examples import Batch
-from neurank.observe.observer import TracedObserver, observe
+from neurank.observe.observer import TracedObserver
 from neurank.observe.removal import check_removal, off_constants
-from neurank.observe.value import Accuracy
 from neurank.watch.entries import Entries, Written, state_anew
 from neurank.watch.losses import mean_loss
 
@@ -338,18 +338,7 @@ def _initial(module: nn.Module, name: str, seed: int) -> dict[str, Tensor]:
 
 
 def _watching(model: nn.Module, data: Iterable[Batch]) -> TracedObserver:
-    watching = observe(
-        model,
-        data,
-        value=Accuracy(),
-        removal="zero",
-        seed=0,
-        device=device_of(model),
-        progress=False,
-        any_output=True,
-    )
-    assert isinstance(watching, TracedObserver)  # only removal="parameters" goes without a trace
-    return watching
+    return watched(model, data, progress=False, any_output=True)
 
 
 def _width(model: nn.Module, data: Iterable[Batch], layer: str) -> int:
